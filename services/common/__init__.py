@@ -1,0 +1,1 @@
+"""What more than one service uses: errors, the server's life, settings, logs, metrics."""

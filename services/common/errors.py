@@ -1,10 +1,10 @@
 """The error tree of every service: what went wrong, whose fault it is, what to do.
 
-Knows google.rpc details; does not know any servicer. The interceptor turns these into gRPC statuses.
+Knows google.rpc details; does not know any servicer. The interceptor turns these into statuses.
 
     HmiError
-    ├── the caller's fault: InvalidArgument, Unauthenticated, PermissionDenied, NotFound, AlreadyExists,
-    │                       FailedPrecondition, ResourceExhausted, Cancelled
+    ├── the caller's fault: InvalidArgument, Unauthenticated, PermissionDenied, NotFound,
+    │                       AlreadyExists, FailedPrecondition, ResourceExhausted, Cancelled
     └── ours or the moment's: Unavailable, DeadlineExceeded, DataLoss, Internal
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import grpc
+import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -24,7 +25,8 @@ class HmiError(Exception):
 
     Args:
         message: One sentence for the caller: what is wrong and what to do.
-        reason: UPPER_SNAKE_CASE constant for programs (google.rpc.ErrorInfo.reason); the class's default if None.
+        reason: UPPER_SNAKE_CASE constant for programs (google.rpc.ErrorInfo.reason); the class's
+            default if None.
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
@@ -120,7 +122,7 @@ class _Retryable(HmiError):
 
 
 class ResourceExhausted(_Retryable):
-    """A quota or a limit is used up. `subject` names it, such as `tenant:acme/tokens_per_second`."""
+    """A quota or limit is used up. `subject` names it: `tenant:acme/tokens_per_second`."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     default_reason = "RESOURCE_EXHAUSTED"
@@ -228,13 +230,13 @@ def from_status(status: status_pb2.Status) -> HmiError:
     return cls(status.message, reason=reason)
 
 
-def from_rpc_error(error: grpc.RpcError) -> HmiError:
-    """The error of a failed call to another service (`grpc.aio.AioRpcError` or `grpc.Call`)."""
-    code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
-    for key, value in error.trailing_metadata() or ():  # type: ignore[attr-defined]
+def from_rpc_error(error: grpc.aio.AioRpcError) -> HmiError:
+    """The error of a failed call to another service."""
+    code = error.code()
+    for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             status = status_pb2.Status()
             status.ParseFromString(value)
             return from_status(status)
-    message = error.details() or code.name  # type: ignore[attr-defined]
+    message = error.details() or code.name
     return from_status(status_pb2.Status(code=code.value[0], message=message))
