@@ -1,6 +1,6 @@
-"""Asks a gRPC server whether it serves: a container's health check, `python -m services.common.health`.
+"""Asks a gRPC server whether it serves: the health check of a container.
 
-Knows the standard health protocol; does not know which service it asks.
+Run as `python -m services.common.health [HOST:PORT]`. Knows the standard health protocol; does not know which service it asks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from services.common.config import ServiceSettings
 
 
 def is_serving(address: str, *, service: str = "", timeout_s: float = 3.0) -> bool:
-    """Whether the server at `address` (host:port) says SERVING for `service` ("" is the server as a whole).
+    """Whether the server at `address` (host:port) says SERVING for `service` ("" is all of it).
 
     No answer within `timeout_s`, or an error, is a no.
     """
