@@ -1,4 +1,4 @@
-"""Small real things for tests: a random base on disk, random adapters as PEFT saves them, an oracle.
+"""Small real things for tests: a random base on disk, random adapters as PEFT saves them, oracles.
 
 The oracle is transformers' own BERT with the LoRA product added to its weights, one at a time.
 """
