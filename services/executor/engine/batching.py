@@ -1,0 +1,189 @@
+"""Which waiting items run next.
+
+Knows ages, lengths, deadlines and whether an item's adapter is on the device; does not know what a
+batch computes. Fairness among tenants is decided before items come here, by gateways and credit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.common.errors import Cancelled, DeadlineExceeded, HmiError
+from services.executor.engine.interfaces import Adapters, Slot
+from services.executor.engine.items import Event, Item, ModelKey
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a batch may be.
+
+    Attributes:
+        max_tokens: Tokens of all rows. A longer single row makes a batch of its own.
+        max_rows: Rows.
+        max_padding: Attention and adapter products see every row as long as the longest, so rows
+            times the longest may reach `max_tokens` times this.
+    """
+
+    max_tokens: int
+    max_rows: int
+    max_padding: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An item with its adapter pinned."""
+
+    item: Item
+    slot: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One batch, of one base. Whoever runs it releases its slots."""
+
+    base_digest: str
+    rows: tuple[Row, ...]
+
+
+class Batcher:
+    """Items that wait, and the batches made of them. Not thread-safe.
+
+    An item is *cold* until its adapter is pinned, then *ready*. Batches take ready items only,
+    oldest first, so a cold item delays no other.
+
+    Args:
+        adapters: Each base's adapters by the base's digest. May grow.
+        limits: Size of a batch.
+    """
+
+    def __init__(self, adapters: Mapping[str, Adapters], limits: Limits) -> None:
+        self._adapters = adapters
+        self._limits = limits
+        self._waiting: dict[int, Item] = {}
+        self._cold: dict[ModelKey, list[Item]] = {}
+        self._ready: dict[str, list[tuple[int, Row]]] = {}  # heaps by base; may name the gone
+        self._slots: dict[int, Slot] = {}  # of ready items
+        self._deadlines: list[tuple[float, int]] = []  # heap; may name the gone
+        self.num_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, item: Item) -> list[Event]:
+        """Let an item wait; events if its adapter is known to be unusable."""
+        self._waiting[item.id] = item
+        self.num_tokens += item.num_tokens
+        if item.deadline < float("inf"):
+            heapq.heappush(self._deadlines, (item.deadline, item.id))
+        cold = self._cold.get(item.key)
+        if cold is not None:
+            cold.append(item)
+            return []
+        self._cold[item.key] = [item]
+        return self._warm_up(item.key)
+
+    def cancel(self, item_id: int) -> list[Event]:
+        """End an item that still waits; nothing if it is in a batch or has ended."""
+        item = self._waiting.get(item_id)
+        return [] if item is None else [self._fail(item, Cancelled("the item was cancelled"))]
+
+    def promote(self) -> list[Event]:
+        """Make ready what has become resident, and end what cannot be loaded."""
+        return [event for key in list(self._cold) for event in self._warm_up(key)]
+
+    def expire(self) -> list[Event]:
+        """End the items whose deadline has passed."""
+        events: list[Event] = []
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            item = self._waiting.get(heapq.heappop(self._deadlines)[1])
+            if item is not None:
+                events.append(self._fail(item, DeadlineExceeded("the deadline passed")))
+        return events
+
+    @property
+    def is_any_ready(self) -> bool:
+        """A batch can be made."""
+        return bool(self._slots)
+
+    @property
+    def next_deadline(self) -> float:
+        """The earliest deadline of a waiting item, or infinity."""
+        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else float("inf")
+
+    def plan(self) -> Plan | None:
+        """The next batch: of the base whose oldest ready item is oldest. None if none is ready."""
+        oldest = None
+        for digest, heap in self._ready.items():
+            self._drop_gone(heap)
+            if heap and (oldest is None or heap[0][0] < self._ready[oldest][0][0]):
+                oldest = digest
+        return None if oldest is None else Plan(oldest, self._take(self._ready[oldest]))
+
+    def drain(self, error: HmiError) -> list[Event]:
+        """End every waiting item with this error."""
+        return [self._fail(item, error) for item in list(self._waiting.values())]
+
+    def _warm_up(self, key: ModelKey) -> list[Event]:
+        """Pin the adapter for each cold item of the model, or leave them cold while it loads."""
+        adapters = self._adapters[key.base_digest]
+        items = self._cold.pop(key)
+        heap = self._ready.setdefault(key.base_digest, [])
+        for position, item in enumerate(items):
+            try:
+                slot = adapters.acquire(key)
+            except HmiError as error:
+                return [self._fail(failed, error) for failed in items[position:]]
+            if slot is None:
+                adapters.prefetch(key)
+                self._cold[key] = items[position:]
+                return []
+            self._slots[item.id] = slot
+            heapq.heappush(heap, (item.id, Row(item, slot)))
+        return []
+
+    def _take(self, heap: list[tuple[int, Row]]) -> tuple[Row, ...]:
+        """Rows off the heap, oldest first, until the next does not fit: none is passed over."""
+        rows: list[Row] = []
+        num_tokens = longest = 0
+        limits = self._limits
+        while heap and len(rows) < limits.max_rows:
+            item = heap[0][1].item
+            num_tokens += item.num_tokens
+            longest = max(longest, item.num_tokens)
+            num_padded = longest * (len(rows) + 1)
+            if rows and (
+                num_tokens > limits.max_tokens
+                or num_padded > limits.max_tokens * limits.max_padding
+            ):
+                break
+            rows.append(heapq.heappop(heap)[1])
+            self._leave(item)
+            self._drop_gone(heap)
+        return tuple(rows)
+
+    def _drop_gone(self, heap: list[tuple[int, Row]]) -> None:
+        while heap and heap[0][0] not in self._slots:
+            heapq.heappop(heap)
+
+    def _leave(self, item: Item) -> Slot | None:
+        """Forget an item; the slot it had, if it was ready."""
+        del self._waiting[item.id]
+        self.num_tokens -= item.num_tokens
+        return self._slots.pop(item.id, None)
+
+    def _fail(self, item: Item, error: HmiError) -> Event:
+        slot = self._leave(item)
+        if slot is not None:
+            self._adapters[item.key.base_digest].release(slot)
+        elif item.key in self._cold:
+            left = [other for other in self._cold[item.key] if other.id != item.id]
+            self._cold[item.key] = left
+            if not left:
+                del self._cold[item.key]
+        return Event(item, error=error)

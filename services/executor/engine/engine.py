@@ -1,0 +1,150 @@
+"""Runs planned batches through a base: ids to tensors, layers, heads, events.
+
+Knows tensors and devices; does not know where items come from or why these ones are in the batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.common.errors import HmiError, Internal, Unavailable
+from services.executor.engine.batching import Plan
+from services.executor.engine.interfaces import LoadedBase
+from services.executor.engine.items import Event, Item
+from services.executor.models.segments import Segments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A launched batch: its outputs, or why there are none. On CUDA it may still be computing."""
+
+    plan: Plan
+    outputs: Sequence[Tensor] = ()
+    error: HmiError | None = None
+
+
+class Engine:
+    """`step(plan) -> events` over the bases in device memory. Belongs to one thread.
+
+    Args:
+        bases: By digest. May grow between steps.
+    """
+
+    def __init__(self, bases: Mapping[str, LoadedBase]) -> None:
+        self._bases = bases
+
+    def step(self, plan: Plan) -> list[Event]:
+        """Run one batch; a final event for each row. A failure ends the batch's items, no other."""
+        return self.collect(self.launch(plan))
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan) -> InFlight:
+        """Start a batch. On CUDA this returns before it is computed."""
+        try:
+            return InFlight(plan, self._forward(plan))
+        except Exception as error:
+            return InFlight(plan, error=_translate(error, plan))
+
+    @torch.inference_mode()
+    def collect(self, batch: InFlight) -> list[Event]:
+        """Wait for a launched batch, release its adapters and tell what came out."""
+        items = [row.item for row in batch.plan.rows]
+        error = batch.error
+        arrays: list[NDArray[np.float32]] = []
+        if error is None:
+            try:
+                arrays = _to_host(batch.outputs)
+            except Exception as raised:
+                error = _translate(raised, batch.plan)
+        adapters = self._bases[batch.plan.base_digest].adapters
+        for row in batch.plan.rows:
+            adapters.release(row.slot)
+        if error is not None:
+            return [Event(item, error=error) for item in items]
+        return [Event(item, array) for item, array in zip(items, arrays, strict=True)]
+
+    def _forward(self, plan: Plan) -> Sequence[Tensor]:
+        base = self._bases[plan.base_digest]
+        items = [row.item for row in plan.rows]
+        slots = [row.slot for row in plan.rows]
+        segments = Segments([item.num_tokens for item in items], base.device)
+        hidden = base.encoder.embed(
+            _to_device(np.concatenate([item.token_ids for item in items]), base.device),
+            _to_device(_type_ids(items, base.type_vocab_size), base.device),
+            segments,
+            _position_offsets(items, base.device),
+        )
+        bypass = base.adapters.bypass(slots, segments)
+        hidden = base.encoder.run(
+            hidden,
+            segments,
+            layers=range(base.num_layers),
+            bypass=bypass,
+            entry_layers=_entry_layers(items),
+        )
+        return base.heads.run(slots, hidden, segments)
+
+
+def _type_ids(items: Sequence[Item], type_vocab_size: int) -> NDArray[np.int64]:
+    """int64 `[tokens]`: 1 on the second text of a pair, otherwise 0."""
+    lengths = np.fromiter((item.num_tokens for item in items), np.int64, len(items))
+    firsts = np.fromiter((item.num_first_segment_tokens for item in items), np.int64, len(items))
+    if type_vocab_size < 2 or not firsts.any():
+        return np.zeros(int(lengths.sum()), np.int64)
+    firsts = np.where(firsts == 0, lengths, firsts)
+    ends = np.cumsum(lengths)
+    position = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    return (position >= np.repeat(firsts, lengths)).astype(np.int64)
+
+
+def _position_offsets(items: Sequence[Item], device: torch.device) -> Tensor | None:
+    if not any(item.position_offset for item in items):
+        return None
+    return torch.tensor([item.position_offset for item in items], device=device)
+
+
+def _entry_layers(items: Sequence[Item]) -> list[int] | None:
+    if not any(item.entry_layer for item in items):
+        return None
+    return [item.entry_layer for item in items]
+
+
+def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    """The array on the device; on CUDA through pinned memory, so that nothing waits."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _to_host(outputs: Sequence[Tensor]) -> list[NDArray[np.float32]]:
+    """float32 arrays of the outputs, with one copy off the device for the whole batch."""
+    if not outputs:
+        return []
+    if outputs[0].device.type == "cpu":
+        return [output.float().numpy() for output in outputs]
+    flat = torch.cat([output.reshape(-1) for output in outputs]).float().cpu().numpy()
+    ends = np.cumsum([output.numel() for output in outputs])[:-1]
+    parts: list[NDArray[Any]] = np.split(flat, ends)
+    return [part.reshape(output.shape) for part, output in zip(parts, outputs, strict=True)]
+
+
+def _translate(error: Exception, plan: Plan) -> HmiError:
+    """What the batch's items are told; the log gets the whole of it."""
+    if isinstance(error, HmiError):
+        return error
+    models = sorted({str(row.item.key) for row in plan.rows})
+    logger.error("a batch failed", exc_info=error, extra={"models": models})
+    if isinstance(error, torch.OutOfMemoryError):
+        return Unavailable("the device is out of memory", reason="DEVICE_OUT_OF_MEMORY")
+    return Internal("internal error while computing a batch")

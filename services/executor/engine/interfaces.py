@@ -1,0 +1,109 @@
+"""What the engine needs of encoders, adapters and heads.
+
+States contracts only: `services/executor/{models,adapters,heads}` fulfil them, and so does a small
+fake in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from services.executor.engine.items import ModelKey
+from services.executor.models.bypass import Bypass
+from services.executor.models.segments import Segments
+
+# An adapter pinned in device memory: made and read by an Adapters, opaque to the engine.
+Slot = Any
+
+
+class Encoder(Protocol):
+    """A base's layers over packed tokens."""
+
+    def embed(
+        self,
+        token_ids: Tensor,
+        type_ids: Tensor,
+        segments: Segments,
+        position_offsets: Tensor | None = None,
+    ) -> Tensor:
+        """int64 `[tokens]` ids and segment ids, int64 `[rows]` offsets, to `[tokens, hidden]`."""
+        ...
+
+    def run(
+        self,
+        hidden: Tensor,
+        segments: Segments,
+        *,
+        layers: range,
+        bypass: Bypass,
+        entry_layers: Sequence[int] | None = None,
+        kv: object | None = None,
+    ) -> Tensor:
+        """`[tokens, hidden]` through a range of layers; a row passes layers below its entry by."""
+        ...
+
+
+class Adapters(Protocol):
+    """One base's adapters, in tiers. Every method may be called from any thread."""
+
+    def prefetch(self, key: ModelKey) -> None:
+        """Begin to load unless it is loaded or loading. Never blocks."""
+        ...
+
+    def acquire(self, key: ModelKey) -> Slot | None:
+        """Pin the adapter in device memory until `release`; None if it is not there yet.
+
+        Raises:
+            HmiError: It could not be loaded. Told once; a later prefetch tries again.
+        """
+        ...
+
+    def release(self, slot: Slot) -> None:
+        """End one `acquire`."""
+        ...
+
+    def bypass(self, slots: Sequence[Slot], segments: Segments) -> Bypass:
+        """What the rows' adapters do inside the layers."""
+        ...
+
+
+class Heads(Protocol):
+    """The task layers of a batch's rows."""
+
+    def run(self, slots: Sequence[Slot], hidden: Tensor, segments: Segments) -> Sequence[Tensor]:
+        """`[tokens, hidden]` of the last layer to an output a row, as `Event.output` describes.
+
+        Outputs may still be being computed (CUDA): reading one waits for it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedBase:
+    """A base in device memory with all that its models need.
+
+    Attributes:
+        digest: sha256 of its files, in hex.
+        tokenizer_digest: sha256 of its tokenizer.json, in hex.
+        num_layers: Layers of the encoder.
+        vocab_size: Token ids are below this.
+        max_tokens: Longest row.
+        type_vocab_size: Segment ids are below this; a base with one gets zeros for text pairs too.
+        device: Where it computes.
+    """
+
+    digest: str
+    tokenizer_digest: str
+    num_layers: int
+    vocab_size: int
+    max_tokens: int
+    type_vocab_size: int
+    device: torch.device
+    encoder: Encoder
+    adapters: Adapters
+    heads: Heads
