@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench bench-gpu protos protos-check fmt lint types deploy-check clean
+.PHONY: help install demo up test check bench bench-gpu protos protos-check fmt lint types docs deploy-check clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ lint: install ## Lint.
 
 types: install ## Check types.
 	@$(BIN)/mypy
+
+docs: install ## Rewrite the tables of settings and metrics in docs/operations.md.
+	@$(BIN)/python -m deploy.reference
 
 deploy-check: install ## Check container and Kubernetes files without a container engine.
 	@$(BIN)/python -m deploy.check

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy import reference
 from deploy.imports import imported_modules, normalised
+from deploy.semantics import settings_class
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("gateway", "knowledge_store", "executor")
@@ -173,3 +175,14 @@ def test_makefile_and_pins_name_the_same_torch() -> None:
     installed = re.search(r"torch==([\d.]+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert installed
     assert installed[1] == pins()["torch"]
+
+
+def test_operations_page_lists_the_settings_and_metrics_there_are() -> None:
+    page = reference.PAGE.read_text(encoding="utf-8")
+    assert reference.updated(page) == page, "run `make docs`"
+
+
+def test_every_setting_is_described() -> None:
+    for service in SERVICES:
+        for name, field in settings_class(service).model_fields.items():
+            assert field.description, f"{service}: {name}"
