@@ -1,0 +1,73 @@
+"""Shows a run on the terminal. Knows how to draw, not how training goes."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    def start(self, num_steps: int) -> None:
+        """Nothing."""
+
+    def step(self, loss: float) -> None:
+        """Nothing."""
+
+    def epoch(self, number: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
+class ProgressBar:
+    """A bar with the loss of the last step and the metrics of the last epoch.
+
+    Args:
+        title: What is being trained.
+        bars: Draw among these bars (several runs, one display); None draws a display of its own.
+    """
+
+    def __init__(self, title: str, bars: Bars | None = None) -> None:
+        self._owns_bars = bars is None
+        self._bars = bars or bars_on(Console(stderr=True))
+        self._title = title
+        self._metrics = ""
+        self._task: TaskID | None = None
+
+    def start(self, num_steps: int) -> None:
+        if self._owns_bars:
+            self._bars.start()
+        self._task = self._bars.add_task(self._title, total=num_steps, status="")
+
+    def step(self, loss: float) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, advance=1, status=f"loss {loss:.3f}  {self._metrics}")
+
+    def epoch(self, number: int, metrics: dict[str, float]) -> None:
+        shown = (f"{name} {value:.3f}" for name, value in metrics.items())
+        self._metrics = f"epoch {number}: " + ", ".join(shown)
+        if self._task is not None:
+            self._bars.update(self._task, status=self._metrics)
+
+    def finish(self) -> None:
+        if self._task is not None:
+            # An early stop is a finish, not a bar that hangs.
+            total = self._bars.tasks[self._bars.task_ids.index(self._task)].total
+            self._bars.update(self._task, completed=total)
+        if self._owns_bars:
+            self._bars.stop()
+
+
+def bars_on(console: Console) -> Bars:
+    """A display for one or more `ProgressBar`s."""
+    return Bars(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+    )

@@ -1,0 +1,80 @@
+"""One training run, from options to report. Wires the parts; each part's rules are its own."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from services.common.errors import InvalidArgument
+from services.executor.train.data import read_examples
+from services.executor.train.encode import encode, load_tokenizer
+from services.executor.train.loop import Loop
+from services.executor.train.model import Trainee, load_config, max_tokens
+from services.executor.train.options import Progress, TrainOptions, TrainReport
+from services.executor.train.progress import NoProgress
+from services.executor.train.splits import split
+
+
+def train(options: TrainOptions, progress: Progress | None = None) -> TrainReport:
+    """Fits adapter and head to the examples of `options.data`; writes a PEFT directory.
+
+    The directory holds adapter_config.json, adapter_model.safetensors (classifier included) and
+    hmi.json. `base_model_name_or_path` is a name, not a path, so PEFT is handed the base:
+
+        base = AutoModelForSequenceClassification.from_pretrained(BASE_DIR, num_labels=4)
+        model = PeftModel.from_pretrained(base, OUT)
+
+    The process's random state is left as it was; runs in one process at a time, as torch's random
+    state is global.
+
+    Raises:
+        InvalidArgument: naming the option, or the data's file, line and column.
+    """
+    started = time.monotonic()
+    progress = progress or NoProgress()
+    device = _device(options.device)
+    config = load_config(options.base_dir)
+    examples = read_examples(options.data, options.task)
+    if options.out.exists() and not options.out.is_dir():
+        raise InvalidArgument("out", f"{options.out} is not a directory")
+    tokenizer = load_tokenizer(options.base_dir, min(options.max_tokens, max_tokens(config)))
+    encoded = encode(examples, tokenizer)
+    train_part, held_out = split(examples, options.held_out, options.seed)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(options.seed)
+        trainee = Trainee(options, config, examples.task, examples.labels)
+        trainee.model.to(device)
+        loop = Loop(
+            trainee,
+            [encoded[item] for item in train_part],
+            [encoded[item] for item in held_out],
+            options,
+            device,
+        )
+        try:
+            fit = loop.run(progress)
+        finally:
+            progress.finish()
+    trainee.save(options.out)
+    return TrainReport(
+        out=options.out,
+        task=examples.task,
+        labels=examples.labels,
+        metrics=fit.evaluation.metrics,
+        num_train=len(train_part),
+        num_held_out=len(held_out),
+        num_truncated=sum(item.is_truncated for item in encoded.values()),
+        num_trained_parameters=sum(p.numel() for p in trainee.trained),
+        epochs=fit.epochs,
+        best_epoch=fit.best_epoch,
+        duration_s=time.monotonic() - started,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument("device", "no CUDA device is available")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
