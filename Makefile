@@ -1,5 +1,6 @@
 # The only entry to the project: `make help` lists the targets.
-PYTHON ?= $(or $(shell command -v python3.11),python3)
+# The version everything is tested with, if it is there (a shim without one behind it is not).
+PYTHON ?= $(or $(firstword $(foreach p,python3.11 python3,$(shell $(p) -c '' 2>/dev/null && echo $(p)))),python3)
 VENV ?= .venv
 # A CPU build of torch where the default index serves a CUDA one: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -15,6 +16,8 @@ help: ## List the targets.
 install: $(READY) ## Virtual environment with the pinned packages and the MiniLM base.
 
 $(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed: make PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "This Python makes no virtual environments: apt-get install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing pinned packages into $(VENV) (a few minutes the first time) …"
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch==2.13.0
