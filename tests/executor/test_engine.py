@@ -4,106 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from services.common.errors import (
     Cancelled,
     DeadlineExceeded,
-    HmiError,
     Internal,
     ResourceExhausted,
     Unavailable,
 )
 from services.executor.engine.batching import Batcher, Limits, Plan
 from services.executor.engine.engine import Engine
-from services.executor.engine.interfaces import LoadedBase
-from services.executor.engine.items import Event, Item, ModelKey
+from services.executor.engine.items import Event, Item
 from services.executor.engine.loop import EngineLoop
-from services.executor.models.bypass import Bypass, NoBypass
-from services.executor.models.segments import Segments
-
-
-def key(name: str, base: str = "base") -> ModelKey:
-    return ModelKey("acme", name, 1, f"digest-{name}", base)
-
-
-class FakeBase:
-    """Answers (sum of ids, number of second-text tokens, len(model name)); loads when told to."""
-
-    def __init__(self) -> None:
-        self.resident: set[ModelKey] = set()
-        self.broken: dict[ModelKey, HmiError] = {}
-        self.prefetched: list[ModelKey] = []
-        self.num_pins = 0
-        self.batches: list[int] = []
-        self.before_run: Callable[[], None] = lambda: None
-
-    def prefetch(self, key: ModelKey) -> None:
-        self.prefetched.append(key)
-
-    def acquire(self, key: ModelKey) -> ModelKey | None:
-        if key in self.broken:
-            raise self.broken[key]
-        if key not in self.resident:
-            return None
-        self.num_pins += 1
-        return key
-
-    def release(self, slot: ModelKey) -> None:
-        self.num_pins -= 1
-
-    def bypass(self, slots: Sequence[ModelKey], segments: Segments) -> Bypass:
-        return NoBypass()
-
-    def embed(
-        self,
-        token_ids: Tensor,
-        type_ids: Tensor,
-        segments: Segments,
-        position_offsets: Tensor | None = None,
-    ) -> Tensor:
-        self.batches.append(segments.num_rows)
-        return torch.stack([token_ids, type_ids], 1).float()
-
-    def run(
-        self,
-        hidden: Tensor,
-        segments: Segments,
-        *,
-        layers: range,
-        bypass: Bypass,
-        entry_layers: Sequence[int] | None = None,
-        kv: object | None = None,
-    ) -> Tensor:
-        self.before_run()
-        return hidden
-
-    def heads(
-        self, slots: Sequence[ModelKey], hidden: Tensor, segments: Segments
-    ) -> Sequence[Tensor]:
-        rows = torch.split(hidden, segments.lengths)
-        return [
-            torch.cat([row.sum(0), torch.tensor([float(len(slot.model))])])
-            for row, slot in zip(rows, slots, strict=True)
-        ]
-
-
-class FakeHeads:
-    def __init__(self, fake: FakeBase) -> None:
-        self.run = fake.heads
-
-
-def loaded(fake: FakeBase, digest: str = "base") -> LoadedBase:
-    return LoadedBase(
-        digest, "tokenizer", 2, 1000, 512, 2, torch.device("cpu"), fake, fake, FakeHeads(fake)
-    )
+from tests.executor.fake_base import FakeBase, key, loaded
 
 
 def item(number: int, name: str = "m", length: int = 4, **kwargs: object) -> Item:
@@ -124,7 +43,9 @@ def ids(plan: Plan | None) -> list[int]:
 
 
 def batcher(fake: FakeBase, max_tokens: int = 100, max_rows: int = 8) -> Batcher:
-    return Batcher({"base": fake, "other": fake}, Limits(max_tokens, max_rows))
+    return Batcher(
+        {"base": loaded(fake), "other": loaded(fake, "other")}, Limits(max_tokens, max_rows)
+    )
 
 
 def test_a_batch_keeps_to_rows_and_tokens_oldest_first(fake: FakeBase) -> None:

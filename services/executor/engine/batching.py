@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.common.errors import Cancelled, DeadlineExceeded, HmiError
-from services.executor.engine.interfaces import Adapters, Slot
+from services.executor.engine.interfaces import LoadedBase, Slot
 from services.executor.engine.items import Event, Item, ModelKey
 
 
@@ -55,12 +55,12 @@ class Batcher:
     oldest first, so a cold item delays no other.
 
     Args:
-        adapters: Each base's adapters by the base's digest. May grow.
+        bases: By digest. May grow.
         limits: Size of a batch.
     """
 
-    def __init__(self, adapters: Mapping[str, Adapters], limits: Limits) -> None:
-        self._adapters = adapters
+    def __init__(self, bases: Mapping[str, LoadedBase], limits: Limits) -> None:
+        self._bases = bases
         self._limits = limits
         self._waiting: dict[int, Item] = {}
         self._cold: dict[ModelKey, list[Item]] = {}
@@ -131,7 +131,7 @@ class Batcher:
 
     def _warm_up(self, key: ModelKey) -> list[Event]:
         """Pin the adapter for each cold item of the model, or leave them cold while it loads."""
-        adapters = self._adapters[key.base_digest]
+        adapters = self._bases[key.base_digest].adapters
         items = self._cold.pop(key)
         heap = self._ready.setdefault(key.base_digest, [])
         for position, item in enumerate(items):
@@ -180,7 +180,7 @@ class Batcher:
     def _fail(self, item: Item, error: HmiError) -> Event:
         slot = self._leave(item)
         if slot is not None:
-            self._adapters[item.key.base_digest].release(slot)
+            self._bases[item.key.base_digest].adapters.release(slot)
         elif item.key in self._cold:
             left = [other for other in self._cold[item.key] if other.id != item.id]
             self._cold[item.key] = left

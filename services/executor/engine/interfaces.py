@@ -55,6 +55,10 @@ class Adapters(Protocol):
         """Begin to load unless it is loaded or loading. Never blocks."""
         ...
 
+    def is_ready(self, key: ModelKey) -> bool:
+        """Whether it is in device memory at this moment."""
+        ...
+
     def acquire(self, key: ModelKey) -> Slot | None:
         """Pin the adapter in device memory until `release`; None if it is not there yet.
 
@@ -69,6 +73,19 @@ class Adapters(Protocol):
 
     def bypass(self, slots: Sequence[Slot], segments: Segments) -> Bypass:
         """What the rows' adapters do inside the layers."""
+        ...
+
+    def pin(self, keys: frozenset[ModelKey]) -> None:
+        """Load these and keep them in device memory; those of the last call that are not among
+        them may leave. Never blocks."""
+        ...
+
+    def resident_digests(self) -> frozenset[str]:
+        """Versions in device memory."""
+        ...
+
+    def held_digests(self) -> frozenset[str]:
+        """Versions in any tier, or on their way in: their blobs must not be collected."""
         ...
 
 

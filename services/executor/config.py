@@ -1,0 +1,51 @@
+"""What an executor can be told, by environment variables named HMI_…"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from services.common.config import ServiceSettings
+
+
+class ExecutorSettings(ServiceSettings):
+    """Settings of one executor: one process, one device."""
+
+    knowledge_address: str = Field(description="host:port of the knowledge store.")
+    cache_dir: Path = Field(description="Where blobs read from the store are kept.")
+    blob_dir: Path | None = Field(
+        None, description="The store's own blob directory, if it is on a volume shared with it."
+    )
+    advertise_address: str = Field(
+        "", description="host:port at which gateways reach this executor; empty: where it serves."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to compute; auto takes CUDA if there is a device."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Compute type; auto takes bfloat16 where the device has it in hardware."
+    )
+    device_adapter_bytes: int = Field(
+        256 << 20, gt=0, description="Device memory for adapters, in bytes, for each base."
+    )
+    host_adapter_bytes: int = Field(
+        1 << 30, gt=0, description="Host memory for adapters, in bytes, for each base."
+    )
+    max_batch_tokens: int = Field(
+        0, ge=0, description="Tokens of a batch; 0: 2048 on a CPU, 16384 on CUDA."
+    )
+    max_batch_rows: int = Field(
+        0, ge=0, description="Rows of a batch; 0: 64 on a CPU, 256 on CUDA."
+    )
+    credit_batches: float = Field(
+        4.0,
+        gt=0,
+        description="Batches' worth of tokens that all gateways together may have submitted. More "
+        "keeps the device busy over slow networks; less keeps queues where fairness is decided.",
+    )
+    num_threads: int = Field(0, ge=0, description="Threads of CPU compute; 0: torch's default.")
+    failpoints: str = Field(
+        "", description="Test facility, see services/executor/failpoints.py. Empty: off."
+    )

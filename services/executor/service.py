@@ -1,0 +1,115 @@
+"""The executor as a whole, but for the store: bases in, an ExecutorService out.
+
+Knows the order in which parts start and stop; does not know where bases come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from services.executor.admission import Admission
+from services.executor.credit import CreditPool
+from services.executor.dispatch import Dispatcher
+from services.executor.engine.batching import Limits
+from services.executor.engine.interfaces import LoadedBase
+from services.executor.engine.items import ModelKey
+from services.executor.failpoints import Reach, off
+from services.executor.servicer import ExecutorServicer
+from services.executor.session import Session
+from services.executor.status import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an executor runs.
+
+    Attributes:
+        executor_id: Unique among members.
+        limits: Size of a batch.
+        credit_batches: Batches' worth of tokens that streams together may have submitted.
+        max_in_flight: Batches launched ahead of the outputs read.
+        drain_s: How long unanswered items may finish when stopping.
+        reach: Failpoints.
+    """
+
+    executor_id: str
+    limits: Limits
+    credit_batches: float = 4.0
+    max_in_flight: int = 1
+    drain_s: float = 5.0
+    reach: Reach = off
+
+
+class Executor:
+    """The running parts. Made by `running`; belongs to the event loop."""
+
+    def __init__(self, options: Options, on_failure: Callable[[], None]) -> None:
+        window = int(options.credit_batches * options.limits.max_tokens)
+        self.bases: dict[str, LoadedBase] = {}
+        self._options = options
+        self._pool = CreditPool(window, parked_tokens=window)
+        self._admission = Admission(self.bases)
+        self.dispatcher = Dispatcher(
+            self.bases,
+            options.limits,
+            max_in_flight=options.max_in_flight,
+            reach=options.reach,
+            on_failure=on_failure,
+        )
+        self.servicer = ExecutorServicer(options.executor_id, self._open_session, self._snapshot)
+
+    def add(self, base: LoadedBase) -> None:
+        """Serve a base from now on."""
+        self.bases[base.digest] = base
+        self._pool.fit(base.max_tokens)
+        self.servicer.flush()
+
+    def pin(self, keys: frozenset[ModelKey]) -> None:
+        """Keep these models' adapters resident, and no others."""
+        for digest, base in self.bases.items():
+            base.adapters.pin(frozenset(key for key in keys if key.base_digest == digest))
+
+    @property
+    def held_blobs(self) -> frozenset[str]:
+        """Digests of the versions held in any tier."""
+        return frozenset().union(*(base.adapters.held_digests() for base in self.bases.values()))
+
+    async def stop(self) -> None:
+        """Refuse new items, answer what is here, then end streams and the engine."""
+        self.servicer.refuse()
+        self.dispatcher.is_stopping = True
+        await self.dispatcher.drain(self._options.drain_s)
+        await self.dispatcher.stop()
+        await asyncio.sleep(0)  # lets the engine's last events reach their streams
+        self.servicer.end()
+
+    def _open_session(self) -> Session:
+        return Session(self.dispatcher, self._admission, self._pool, self._options.reach)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            frozenset(self.bases),
+            self.dispatcher.num_tokens,
+            frozenset().union(*(base.adapters.resident_digests() for base in self.bases.values())),
+        )
+
+
+@asynccontextmanager
+async def running(
+    options: Options, *, on_failure: Callable[[], None] = lambda: None
+) -> AsyncIterator[Executor]:
+    """A started executor without bases. Leaving the block drains and stops it.
+
+    Args:
+        options: How it runs.
+        on_failure: Called if the engine ends by a defect: the process must be replaced.
+    """
+    executor = Executor(options, on_failure)
+    executor.dispatcher.start()
+    try:
+        yield executor
+    finally:
+        await executor.stop()
