@@ -186,3 +186,27 @@ def test_every_setting_is_described() -> None:
     for service in SERVICES:
         for name, field in settings_class(service).model_fields.items():
             assert field.description, f"{service}: {name}"
+
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_readme_lists_the_folders_there_are() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("## What is in the tree\n\n```\n")[2].partition("```")[0]
+    parent = ROOT
+    for line in tree.splitlines():
+        names = re.findall(r"(?:^|(?<= ))[\w./]+/(?= )", line)
+        base = parent if line.startswith("  ") else ROOT
+        assert names, line
+        for name in names:
+            assert (base / name).is_dir(), name
+        if not line.startswith("  "):
+            parent = ROOT / names[0]
