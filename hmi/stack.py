@@ -90,8 +90,11 @@ class LocalStack:
         """
         try:
             self._start()
-        except BaseException:
+        except Exception:
             self.stop()
+            raise
+        except BaseException:  # interrupted, before anything was served
+            self.kill()
             raise
 
     def _start(self) -> None:

@@ -1,0 +1,67 @@
+"""The command's root: which commands there are, and how a failure ends.
+
+Exit status 0 is success, 1 a failure, 2 a wrong command line, 130 an interrupt; what is wrong is
+one line on stderr, never a traceback for what a user can mend.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from hmi.cli import bases, keys, models, predict, tenants, train, up
+from hmi.cli.session import command
+from hmi.errors import HmiError
+from hmi.supervisor import StackError
+
+app = typer.Typer(
+    name="hmi",
+    help="Serves many tenants' fine-tuned BERTs from one base.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
+app.add_typer(bases.app, name="bases")
+app.command("up")(up.up)
+app.command("train")(train.train)
+command(app, "predict")(predict.predict)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line (without the program's name): its exit status."""
+    try:
+        status = app(list(arguments), standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except HmiError as error:
+        return _fail(error.message, 1)
+    except StackError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has left: there is nobody to tell
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        # typer's errors of a command line share no public base class, only these two members.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        return _fail(format_message(), getattr(error, "exit_code", 2))
+
+
+def main() -> None:
+    """Entry of the `hmi` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status

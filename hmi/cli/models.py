@@ -1,0 +1,190 @@
+"""`hmi models …`: a tenant's models and their versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmi.cli.output import note, print_json, print_table, traffic, upload_bar
+from hmi.cli.session import Session, command, is_quiet
+from hmi.client import Model, PackOptions
+from hmi.errors import InvalidArgument
+from hmi.pack import base_of
+from hmi.stack import DEFAULT_BASE
+
+app = typer.Typer(help="A tenant's models.", no_args_is_help=True, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(metavar="MODEL")]
+
+
+@command(app, "push")
+def push(
+    session: Session,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="What training wrote.")],
+    name: Annotated[str, typer.Option(help="The model; made if there is none of that name.")],
+    base: Annotated[
+        str | None, typer.Option(help="Its base; by default the one DIR names, or minilm.")
+    ] = None,
+    no_activate: Annotated[
+        bool, typer.Option("--no-activate", help="Leave the traffic as it is.")
+    ] = False,
+    task: Annotated[
+        str | None, typer.Option(help="What the head does, if DIR does not say.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Labels, parted by commas.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="mean or cls (embeddings).")] = None,
+    normalize: Annotated[bool | None, typer.Option(help="Unit length (embeddings).")] = None,
+) -> None:
+    """Upload a trained directory as a new version and send the model's traffic to it."""
+    options = PackOptions(
+        task=task,
+        labels=None if labels is None else [one.strip() for one in labels.split(",")],
+        pooling=pooling,
+        normalize=normalize,
+    )
+    with session.client() as client, upload_bar(name, is_quiet=is_quiet(session)) as progress:
+        version = client.push_version(
+            name,
+            directory,
+            base=base or base_of(directory) or DEFAULT_BASE,
+            activate=not no_activate,
+            options=options,
+            progress=progress,
+        )
+    if session.as_json:
+        print_json(version)
+    else:
+        note(f"{version.tenant}/{name} version {version.number} ({version.digest[:12]})")
+
+
+@command(app, "list")
+def list_(session: Session) -> None:
+    """List models."""
+    with session.client() as client:
+        _show(session, client.list_models())
+
+
+@command(app, "versions")
+def versions(session: Session, model: Name) -> None:
+    """List a model's versions."""
+    with session.client() as client:
+        found = client.list_versions(model)
+    if session.as_json:
+        print_json(found)
+        return
+    print_table(
+        ("version", "task", "labels", "adapter", "base", "bytes", "digest", "pushed"),
+        (
+            (
+                v.number,
+                v.task,
+                len(v.labels) or None,
+                v.adapter_type,
+                v.base,
+                v.size_bytes,
+                v.digest[:12],
+                v.create_time,
+            )
+            for v in found
+        ),
+    )
+
+
+@command(app, "activate")
+def activate(
+    session: Session, model: Name, version: Annotated[int, typer.Argument(metavar="VERSION")]
+) -> None:
+    """Send all of a model's requests to one version."""
+    with session.client() as client:
+        _changed(session, client.activate(model, version))
+
+
+@command(app, "rollback")
+def rollback(session: Session, model: Name) -> None:
+    """Return to the traffic before the last change."""
+    with session.client() as client:
+        _changed(session, client.roll_back(model))
+
+
+@command(app, "traffic")
+def split(
+    session: Session,
+    model: Name,
+    targets: Annotated[list[str], typer.Argument(metavar="VERSION=PERCENT...")],
+) -> None:
+    """Split a model's requests over versions, such as `1=90 2=10`."""
+    shares = _parse_split(targets)
+    with session.client() as client:
+        _changed(session, client.set_traffic(model, shares))
+
+
+@command(app, "pin")
+def pin(
+    session: Session,
+    model: Name,
+    off: Annotated[bool, typer.Option("--off", help="Pin it no longer.")] = False,
+) -> None:
+    """Keep a model resident in device memory."""
+    with session.client() as client:
+        _changed(session, client.set_pinned(model, not off))
+
+
+@command(app, "delete")
+def delete(
+    session: Session,
+    model: Name,
+    version: Annotated[int | None, typer.Option(help="Delete only this version.")] = None,
+) -> None:
+    """Delete a model, or one version that gets no traffic."""
+    with session.client() as client:
+        if version is None:
+            client.delete_model(model)
+        else:
+            client.delete_version(model, version)
+    what = model if version is None else f"{model} version {version}"
+    if session.as_json:
+        print_json({"deleted": model, "version": version})
+    else:
+        note(f"{what} deleted")
+
+
+def _parse_split(targets: list[str]) -> dict[int, int]:
+    shares: dict[int, int] = {}
+    for target in targets:
+        version, _, percent = target.partition("=")
+        if not version.isdecimal() or not percent.isdecimal():
+            raise InvalidArgument(f"{target!r} is not VERSION=PERCENT", field="traffic")
+        if int(version) in shares:
+            raise InvalidArgument(f"version {version} is named twice", field="traffic")
+        shares[int(version)] = int(percent)
+    return shares
+
+
+def _changed(session: Session, model: Model) -> None:
+    if session.as_json:
+        print_json(model)
+    else:
+        pinned = ", pinned" if model.pinned else ""
+        note(f"{model.name}: traffic {traffic(model.traffic)}{pinned}")
+
+
+def _show(session: Session, models: list[Model]) -> None:
+    if session.as_json:
+        print_json(models)
+        return
+    print_table(
+        ("model", "tenant", "traffic", "last version", "pinned", "created"),
+        (
+            (
+                m.name,
+                m.tenant,
+                traffic(m.traffic),
+                m.last_version,
+                "yes" if m.pinned else "no",
+                m.create_time,
+            )
+            for m in models
+        ),
+    )

@@ -1,0 +1,106 @@
+"""`hmi tenants …`: customers of the deployment (admin)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hmi.cli.output import note, print_json, print_table
+from hmi.cli.session import Session, command
+from hmi.client import Quota, Tenant
+from hmi.errors import AlreadyExists
+
+app = typer.Typer(help="Tenants (admin).", no_args_is_help=True, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+_COLUMNS = ("tenant", "weight", "requests/s", "tokens/s", "queued", "models", "created")
+
+
+@command(app, "create")
+def create(
+    session: Session,
+    name: Name,
+    weight: Annotated[float, typer.Option(help="Share of the accelerator.")] = 1.0,
+    requests_per_second: Annotated[float, typer.Option(help="Quota; 0 is the default.")] = 0.0,
+    tokens_per_second: Annotated[float, typer.Option(help="Quota; 0 is the default.")] = 0.0,
+    max_queued_items: Annotated[int, typer.Option(help="Quota; 0 is the default.")] = 0,
+    max_models: Annotated[int, typer.Option(help="Quota; 0 is the default.")] = 0,
+) -> None:
+    """Create a tenant and print its key, this once."""
+    quota = Quota(requests_per_second, tokens_per_second, max_queued_items, max_models)
+    with session.client() as client:
+        created = client.create_tenant(name, weight=weight, quota=quota)
+    if created.key is None:
+        raise AlreadyExists(
+            f"tenant {name} was made, but its key was lost on the way: "
+            f"`hmi keys create --tenant {name}` makes another"
+        )
+    if session.as_json:
+        print_json(created)
+        return
+    note(f"tenant {name} created; its key, shown this once:")
+    print(created.key.secret)
+
+
+@command(app, "list")
+def list_(session: Session) -> None:
+    """List tenants."""
+    with session.client() as client:
+        _show(session, client.list_tenants())
+
+
+@command(app, "get")
+def get(session: Session, name: Name) -> None:
+    """Show one tenant."""
+    with session.client() as client:
+        tenant = client.get_tenant(name)
+    if session.as_json:
+        print_json(tenant)
+    else:
+        _show(session, [tenant])
+
+
+@command(app, "usage")
+def usage(session: Session, name: Name) -> None:
+    """Show what a tenant has used since the gateway started."""
+    with session.client() as client:
+        used = client.get_usage(name)
+    if session.as_json:
+        print_json(used)
+    else:
+        row = (name, used.num_items, used.num_tokens, used.num_errors, used.num_queued)
+        print_table(("tenant", "items", "tokens", "errors", "queued"), [row])
+
+
+@command(app, "delete")
+def delete(session: Session, name: Name) -> None:
+    """Delete a tenant with its keys, models and versions."""
+    with session.client() as client:
+        client.delete_tenant(name)
+    if session.as_json:
+        print_json({"deleted": name})
+    else:
+        note(f"tenant {name} deleted")
+
+
+def _show(session: Session, tenants: list[Tenant]) -> None:
+    if session.as_json:
+        print_json(tenants)
+        return
+    print_table(
+        _COLUMNS,
+        (
+            (
+                tenant.name,
+                tenant.weight,
+                tenant.quota.requests_per_second or "default",
+                tenant.quota.tokens_per_second or "default",
+                tenant.quota.max_queued_items or "default",
+                tenant.quota.max_models or "default",
+                tenant.create_time,
+            )
+            for tenant in tenants
+        ),
+    )

@@ -1,0 +1,86 @@
+"""`hmi train`: adapter and head from a labelled file, on this machine, without a server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hmi.bases import minilm_directory
+from hmi.cli.output import note, print_json
+from hmi.cli.session import Json
+from hmi.errors import HmiError, InvalidArgument
+from hmi.stack import DEFAULT_BASE
+
+if TYPE_CHECKING:
+    from services.executor.train import TrainOptions, TrainReport
+
+
+def train(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="CSV or JSON Lines.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to write.")],
+    base: Annotated[str, typer.Option(help="Name of the base.")] = DEFAULT_BASE,
+    base_dir: Annotated[
+        Path | None, typer.Option(help="The base's checkpoint; known for minilm.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="By default told from the data.")] = None,
+    adapter: Annotated[str, typer.Option(help="lora or ia3.")] = "lora",
+    rank: Annotated[int, typer.Option(help="LoRA's r.")] = 8,
+    alpha: Annotated[int, typer.Option(help="LoRA's scale times r.")] = 16,
+    epochs: Annotated[int, typer.Option(help="Passes over the data at most.")] = 12,
+    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 16,
+    learning_rate: Annotated[float | None, typer.Option(help="By default the adapter's.")] = None,
+    held_out: Annotated[float, typer.Option(help="Share kept for the metrics.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fit an adapter and a head to labelled texts; DIR can be pushed, and PEFT loads it."""
+    # Imported here: torch takes seconds, and no other command needs it.
+    from services.common.errors import HmiError as ServiceError
+    from services.executor.train import Adapter, TrainOptions
+    from services.executor.train.options import Task
+
+    if base_dir is None:
+        if base != DEFAULT_BASE:
+            raise InvalidArgument(f"--base-dir is needed for base {base}", field="base_dir")
+        base_dir = minilm_directory()
+    kinds = [kind.value for kind in Adapter]
+    tasks = [kind.value for kind in Task]
+    if adapter not in kinds:
+        raise InvalidArgument(f"--adapter is none of {', '.join(kinds)}", field="adapter")
+    if task is not None and task not in tasks:
+        raise InvalidArgument(f"--task is none of {', '.join(tasks)}", field="task")
+    try:
+        options = TrainOptions(
+            data=data,
+            base_dir=base_dir,
+            base=base,
+            out=out,
+            task=None if task is None else Task(task),
+            adapter=Adapter(adapter),
+            rank=rank,
+            alpha=alpha,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            held_out=held_out,
+            seed=seed,
+            device=device,
+        )
+        report = _fit(options, is_quiet=as_json or not os.isatty(2))
+    except ServiceError as error:
+        raise HmiError(error.message, reason=error.reason) from error
+    if as_json:
+        print_json(report.to_json())
+        return
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in report.metrics.items())
+    note(f"{report.out}: {report.task.value}, {metrics} on {report.num_held_out} held-out texts")
+
+
+def _fit(options: TrainOptions, *, is_quiet: bool) -> TrainReport:
+    from services.executor.train import ProgressBar, train
+
+    return train(options, None if is_quiet else ProgressBar(options.data.name))
