@@ -6,6 +6,7 @@ Knows `hmi.inference.v1`; does not know how calls are retried.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from hmi.client.predictions import Answer, Item, Predictions, text_input
 from hmi.client.retry import Deadline
@@ -13,7 +14,10 @@ from hmi.client.streaming import PredictStream
 from hmi.client.transport import Transport
 from hmi.errors import Internal, InvalidArgument
 from hmi.inference.v1 import inference_pb2 as pb
-from hmi.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub, InferenceServiceStub
+from hmi.inference.v1.inference_pb2_grpc import InferenceServiceStub
+
+if TYPE_CHECKING:
+    from hmi.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 
 class InferenceCalls:

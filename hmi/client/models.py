@@ -6,11 +6,15 @@ Knows `hmi.admin.v1.ModelService`; does not know how calls are retried.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from hmi.admin.v1 import model_pb2, resources_pb2
-from hmi.admin.v1.model_pb2_grpc import ModelServiceAsyncStub, ModelServiceStub
+from hmi.admin.v1.model_pb2_grpc import ModelServiceStub
 from hmi.client.resources import Base, Model, Version
 from hmi.client.transport import Repeat, Transport
+
+if TYPE_CHECKING:
+    from hmi.admin.v1.model_pb2_grpc import ModelServiceAsyncStub
 
 PAGE_SIZE = 1_000
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hmi.client.predictions import Answer, Item, Provenance, prediction_from_pb
 from hmi.client.retry import Deadline
 from hmi.client.transport import Duplex, Transport
 from hmi.errors import HmiError, Unavailable, from_status
 from hmi.inference.v1 import inference_pb2 as pb
-from hmi.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+
+if TYPE_CHECKING:
+    from hmi.inference.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 
 @dataclass(slots=True)

@@ -6,9 +6,10 @@ Knows `hmi.admin.v1.TenantService`; does not know how calls are retried.
 from __future__ import annotations
 
 import uuid
+from typing import TYPE_CHECKING
 
 from hmi.admin.v1 import resources_pb2, tenant_pb2
-from hmi.admin.v1.tenant_pb2_grpc import TenantServiceAsyncStub, TenantServiceStub
+from hmi.admin.v1.tenant_pb2_grpc import TenantServiceStub
 from hmi.client.resources import (
     ApiKey,
     CreatedKey,
@@ -19,6 +20,9 @@ from hmi.client.resources import (
     Usage,
 )
 from hmi.client.transport import Repeat, Transport
+
+if TYPE_CHECKING:
+    from hmi.admin.v1.tenant_pb2_grpc import TenantServiceAsyncStub
 
 PAGE_SIZE = 1_000
 
