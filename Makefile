@@ -44,7 +44,7 @@ bench-gpu: ## Measure on a CUDA device; needs only this checkout and torch.
 
 PROTOS := $(shell find protos -name '*.proto')
 protos: install ## Regenerate the stubs.
-	@$(BIN)/python -m grpc_tools.protoc -Iprotos -Ithird_party/googleapis --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS:protos/%=%)
+	@PATH="$(abspath $(BIN)):$$PATH" python -m grpc_tools.protoc -Iprotos -Ithird_party/googleapis --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS:protos/%=%)
 
 protos-check: protos ## Lint the protos and fail if the committed stubs differ.
 	@$(BIN)/buf lint
