@@ -33,5 +33,5 @@ ENV PATH=/opt/hmi/bin:$PATH \
     HMI_CACHE_DIR=/var/cache/hmi
 EXPOSE 50053 9090
 USER 10001:10001
-HEALTHCHECK --interval=5s --timeout=5s --start-period=120s CMD ["python", "-m", "services.common.health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --start-interval=1s CMD ["python", "-m", "services.common.health"]
 CMD ["python", "-m", "services.executor"]

@@ -28,5 +28,5 @@ ENV PATH=/opt/hmi/bin:$PATH \
 EXPOSE 50052 9090
 VOLUME /data
 USER 10001:10001
-HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["python", "-m", "services.common.health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --start-interval=1s CMD ["python", "-m", "services.common.health"]
 CMD ["python", "-m", "services.knowledge_store"]
