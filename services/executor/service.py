@@ -6,8 +6,7 @@ Knows the order in which parts start and stop; does not know where bases come fr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.executor.admission import Admission
@@ -44,9 +43,14 @@ class Options:
 
 
 class Executor:
-    """The running parts. Made by `running`; belongs to the event loop."""
+    """The running parts, from the block's beginning to its end. Belongs to the event loop.
 
-    def __init__(self, options: Options, on_failure: Callable[[], None]) -> None:
+    Args:
+        options: How it runs.
+        on_failure: Called if the engine ends by a defect: the process must be replaced.
+    """
+
+    def __init__(self, options: Options, on_failure: Callable[[], None] = lambda: None) -> None:
         window = int(options.credit_batches * options.limits.max_tokens)
         self.bases: dict[str, LoadedBase] = {}
         self._options = options
@@ -60,6 +64,13 @@ class Executor:
             on_failure=on_failure,
         )
         self.servicer = ExecutorServicer(options.executor_id, self._open_session, self._snapshot)
+
+    async def __aenter__(self) -> Executor:
+        self.dispatcher.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
 
     def add(self, base: LoadedBase) -> None:
         """Serve a base from now on."""
@@ -95,21 +106,3 @@ class Executor:
             self.dispatcher.num_tokens,
             frozenset().union(*(base.adapters.resident_digests() for base in self.bases.values())),
         )
-
-
-@asynccontextmanager
-async def running(
-    options: Options, *, on_failure: Callable[[], None] = lambda: None
-) -> AsyncIterator[Executor]:
-    """A started executor without bases. Leaving the block drains and stops it.
-
-    Args:
-        options: How it runs.
-        on_failure: Called if the engine ends by a defect: the process must be replaced.
-    """
-    executor = Executor(options, on_failure)
-    executor.dispatcher.start()
-    try:
-        yield executor
-    finally:
-        await executor.stop()

@@ -25,7 +25,7 @@ from services.common.interceptor import RequestInterceptor, ServiceTokenIntercep
 from services.common.knowledge import open_channel
 from services.common.server import serve
 from services.executor.engine.batching import Limits
-from services.executor.service import Executor, Options, running
+from services.executor.service import Executor, Options
 from tests.executor.fake_base import FakeBase, key, loaded
 
 TOKEN = "token"
@@ -108,19 +108,21 @@ async def serving(
 ) -> AsyncIterator[tuple[Executor, grpc.aio.Channel]]:
     settings = ServiceSettings(drain_s=1.0)
     options = Options("executor-1", Limits(max_tokens, 8), drain_s=drain_s)
-    async with running(options) as executor:
-        for fake in fakes:
-            executor.add(loaded(fake))
-        adders = {
-            "hmi.executor.v1.ExecutorService": lambda server: add_ExecutorServiceServicer_to_server(
-                executor.servicer, server
-            )
-        }
-        interceptors = [RequestInterceptor("executor"), ServiceTokenInterceptor(TOKEN)]
-        async with serve(settings, adders=adders, interceptors=interceptors) as server:
-            async with open_channel(f"127.0.0.1:{server.port}", TOKEN) as channel:
-                yield executor, channel
-            await executor.stop()
+    executor = Executor(options)
+    for fake in fakes:
+        executor.add(loaded(fake))
+    adders = {
+        "hmi.executor.v1.ExecutorService": lambda server: add_ExecutorServiceServicer_to_server(
+            executor.servicer, server
+        )
+    }
+    interceptors = [RequestInterceptor("executor"), ServiceTokenInterceptor(TOKEN)]
+    async with (
+        serve(settings, adders=adders, interceptors=interceptors) as server,
+        open_channel(f"127.0.0.1:{server.port}", TOKEN) as channel,
+        executor,
+    ):
+        yield executor, channel
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""Blobs as files on this machine, by digest.
+
+Knows the shared volume and the cache; does not know what blobs hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+from services.common.errors import DataLoss
+from services.common.ids import check_sha256
+from services.common.knowledge import BlobCache
+
+
+class BlobFiles:
+    """Where blobs lie: on the volume shared with the store, or else in a cache filled from it.
+
+    Args:
+        cache: What reads blobs from the store; verifies them as they enter.
+        shared: The store's blob directory, if it is at hand.
+    """
+
+    def __init__(self, cache: BlobCache, shared: Path | None = None) -> None:
+        self._cache = cache
+        self._shared = shared
+        self._verified: set[str] = set()
+
+    async def path(self, sha256: str) -> Path:
+        """The file that holds a blob, its digest verified when this process began to use it.
+
+        Raises:
+            InvalidArgument: `sha256` is none.
+            NotFound: There is no such blob.
+            Unavailable: The store cannot be reached.
+            DataLoss: The bytes differ from the digest.
+        """
+        check_sha256("sha256", sha256)
+        if self._shared is not None:
+            path = self._shared / sha256[:2] / sha256
+            if sha256 in self._verified or await asyncio.to_thread(_verify, path, sha256):
+                self._verified.add(sha256)
+                return path
+        return await self._cache.path(sha256)
+
+
+def _verify(path: Path, sha256: str) -> bool:
+    """Whether the file is there; DataLoss if it holds something else."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return False
+    if digest != sha256:
+        raise DataLoss(f"the file of blob {sha256} has another digest")
+    return True

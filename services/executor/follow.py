@@ -1,0 +1,136 @@
+"""Follows the knowledge store: which bases there are, and which models are pinned.
+
+Knows Watch; does not load anything. While the store is away the last view stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from hmi.admin.v1 import resources_pb2
+from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.executor.engine.items import ModelKey
+
+if TYPE_CHECKING:
+    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
+logger = logging.getLogger(__name__)
+
+# The store gives a sign of life at least every five seconds.
+SILENCE_S = 15.0
+RETRY_S = 0.5
+
+
+class View:
+    """What an executor needs to know of the store's resources."""
+
+    def __init__(self) -> None:
+        self.bases: dict[str, resources_pb2.Base] = {}  # by name
+        self._pinned: dict[tuple[str, str], list[int]] = {}  # numbers of a model's versions
+        self._digests: dict[tuple[str, str, int], tuple[str, str]] = {}  # version, base
+
+    def apply(self, change: pb.Change) -> None:
+        """Take in one change."""
+        match change.WhichOneof("resource"):
+            case "base":
+                self._apply_base(change.base, change.is_deleted)
+            case "model":
+                self._apply_model(change.model, change.is_deleted)
+            case "version":
+                self._apply_version(change.version, change.is_deleted)
+
+    @property
+    def pins(self) -> frozenset[ModelKey]:
+        """The versions of pinned models that get traffic."""
+        keys = (
+            (tenant, model, number)
+            for (tenant, model), numbers in self._pinned.items()
+            for number in numbers
+        )
+        return frozenset(
+            ModelKey(*key, *self._digests[key]) for key in keys if key in self._digests
+        )
+
+    def _apply_base(self, base: resources_pb2.Base, is_deleted: bool) -> None:
+        if is_deleted:
+            self.bases.pop(base.name, None)
+        else:
+            self.bases[base.name] = base
+
+    def _apply_model(self, model: resources_pb2.Model, is_deleted: bool) -> None:
+        key = (model.tenant, model.name)
+        if model.pinned and not is_deleted:
+            self._pinned[key] = [target.version for target in model.traffic]
+        else:
+            self._pinned.pop(key, None)
+
+    def _apply_version(self, version: resources_pb2.Version, is_deleted: bool) -> None:
+        key = (version.tenant, version.model, version.number)
+        if is_deleted:
+            self._digests.pop(key, None)
+        else:
+            self._digests[key] = (version.digest, version.base_digest)
+
+
+class Follower:
+    """Keeps a view up to date.
+
+    Attributes:
+        view: The latest state. Empty until the first snapshot is complete.
+        changed: Set at each change; the reader clears it.
+    """
+
+    def __init__(self, stub: KnowledgeServiceAsyncStub) -> None:
+        self._stub = stub
+        self._revision = 0
+        self._snapshot: View | None = None
+        self._is_connected = True
+        self.view = View()
+        self.changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow for ever, through the store's absences."""
+        while True:
+            try:
+                await self._watch()
+            except (grpc.aio.AioRpcError, TimeoutError) as error:
+                if self._is_connected:
+                    logger.warning("the knowledge store is away", extra={"error": repr(error)})
+                self._is_connected = False
+            await asyncio.sleep(RETRY_S)
+
+    async def _watch(self) -> None:
+        self._snapshot = None
+        call = self._stub.Watch(pb.WatchRequest(from_revision=self._revision))
+        responses = aiter(call)
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_S):
+                    response = await anext(responses, None)
+                if response is None:
+                    return
+                self._take(response)
+        finally:
+            call.cancel()
+
+    def _take(self, response: pb.WatchResponse) -> None:
+        if not self._is_connected:
+            logger.info("the knowledge store is back")
+            self._is_connected = True
+        if response.is_snapshot and self._snapshot is None:
+            self._snapshot = View()
+        view = self.view if self._snapshot is None else self._snapshot
+        for change in response.changes:
+            view.apply(change)
+        if self._snapshot is not None:
+            if not response.is_snapshot_end:
+                return
+            self.view, self._snapshot = self._snapshot, None
+            self.changed.set()
+        self._revision = response.revision
+        if response.changes:
+            self.changed.set()

@@ -1,0 +1,54 @@
+"""A view of the store's resources, change by change."""
+
+from __future__ import annotations
+
+from hmi.admin.v1 import resources_pb2
+from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.executor.engine.items import ModelKey
+from services.executor.follow import View
+
+
+def model(*versions: int, pinned: bool = True, deleted: bool = False) -> pb.Change:
+    traffic = [resources_pb2.TrafficTarget(version=number, percent=50) for number in versions]
+    message = resources_pb2.Model(tenant="acme", name="topic", pinned=pinned, traffic=traffic)
+    return pb.Change(model=message, is_deleted=deleted)
+
+
+def version(number: int, deleted: bool = False) -> pb.Change:
+    message = resources_pb2.Version(
+        tenant="acme", model="topic", number=number, digest=f"v{number}", base_digest="base"
+    )
+    return pb.Change(version=message, is_deleted=deleted)
+
+
+def pins(*changes: pb.Change) -> set[ModelKey]:
+    view = View()
+    for change in changes:
+        view.apply(change)
+    return set(view.pins)
+
+
+def pinned_key(number: int) -> ModelKey:
+    return ModelKey("acme", "topic", number, f"v{number}", "base")
+
+
+def test_pinned_models_pin_the_versions_that_get_traffic() -> None:
+    assert pins(version(1), version(2), version(3), model(1, 3)) == {pinned_key(1), pinned_key(3)}
+
+
+def test_a_version_told_after_its_model_is_pinned_too() -> None:
+    assert pins(model(1), version(1)) == {pinned_key(1)}
+
+
+def test_unpinned_and_deleted_models_and_versions_pin_nothing() -> None:
+    assert pins(version(1), model(1), model(1, pinned=False)) == set()
+    assert pins(version(1), model(1), model(deleted=True)) == set()
+    assert pins(version(1), model(1), version(1, deleted=True)) == set()
+
+
+def test_bases_come_and_go() -> None:
+    view = View()
+    view.apply(pb.Change(base=resources_pb2.Base(name="minilm", digest="d")))
+    assert view.bases["minilm"].digest == "d"
+    view.apply(pb.Change(base=resources_pb2.Base(name="minilm"), is_deleted=True))
+    assert view.bases == {}
