@@ -96,7 +96,7 @@ class BaseConfig:
 
     @property
     def positions_skip_pads(self) -> bool:
-        """Whether a padding token inside a text gets the position `pad_token_id` and is not counted."""
+        """Whether a padding token inside a text has position `pad_token_id`, uncounted."""
         return self.architecture in (Architecture.ROBERTA, Architecture.XLM_ROBERTA)
 
     @property

@@ -1,8 +1,8 @@
 """Where each sequence of a packed batch begins and ends.
 
-Knows lengths and indices only; does not know what the tokens mean. A packed tensor is `[tokens, ...]`, all rows'
-tokens one after another without padding; only attention and per-row (adapter) products see the padded
-`[rows, max_len, ...]` form.
+Knows lengths and indices only; does not know what the tokens mean. A packed tensor is
+`[tokens, ...]`, all rows' tokens one after another without padding; only attention and per-row
+(adapter) products see the padded `[rows, max_len, ...]` form.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ class Segments:
         return exists[:, None, None, :]
 
     def pad(self, packed: Tensor) -> Tensor:
-        """`[tokens, *rest]` to `[rows, max_len, *rest]`, zeros in the gaps. A view if no row is padded."""
+        """`[tokens, *rest]` to `[rows, max_len, *rest]`, zeros in the gaps.
+
+        A view if no row is padded.
+        """
         rest = packed.shape[1:]
         if self.is_uniform:
             return packed.view(self.num_rows, self.max_len, *rest)
