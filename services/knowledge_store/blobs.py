@@ -1,0 +1,255 @@
+"""Content-addressed files: `blobs/ab/<sha256>`, immutable once they are there.
+
+Knows the disk; does not know who refers to a blob. Disk work runs on threads of its own: many, so
+that the file system commits many fsyncs at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from services.common.errors import InvalidArgument, NotFound, ResourceExhausted
+from services.common.ids import check_sha256
+from services.knowledge_store import metrics, uploads
+from services.knowledge_store.domain import BlobFile, BlobState
+from services.knowledge_store.uploads import Upload
+
+CHUNK_BYTES = 1 << 20
+_NUM_THREADS = 16
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class BlobDirectory:
+    """The blobs of one data directory.
+
+    Args:
+        data_dir: Holds `blobs/` and `uploads/`; created if missing.
+        max_blob_bytes: Largest blob taken.
+
+    Opening it finishes what a crash left: uploads become resumable, and are counted with the rest.
+    """
+
+    def __init__(self, data_dir: Path, *, max_blob_bytes: int) -> None:
+        self._blobs = data_dir / "blobs"
+        self._uploads = data_dir / "uploads"
+        self._max_blob_bytes = max_blob_bytes
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="disk")
+        # Held while a blob's age is renewed or read to delete it, so neither slips between.
+        self._age_lock = threading.Lock()
+
+    async def open(self) -> None:
+        """Make the directories, recover uploads, count blobs."""
+        await self._run(self._open)
+
+    def close(self) -> None:
+        """Wait for the threads."""
+        self._threads.shutdown()
+
+    async def stat(self, sha256: str) -> BlobState:
+        """What is held. A complete blob counts as used now.
+
+        Raises:
+            InvalidArgument: `sha256` is none.
+        """
+        check_sha256("sha256", sha256)
+        return await self._run(self._stat, sha256)
+
+    async def sizes(self, digests: Iterable[str]) -> dict[str, int]:
+        """Sizes in bytes of those blobs that are complete, by digest; they count as used now."""
+        return await self._run(self._sizes, list(digests))
+
+    async def write(
+        self, sha256: str, size_bytes: int, offset: int, chunks: AsyncIterator[bytes]
+    ) -> int:
+        """Add `chunks` from `offset` on, until the blob is durable; returns its size.
+
+        A blob that is complete already is answered at once.
+
+        Raises:
+            InvalidArgument: `sha256` is none, or the bytes have another; too many bytes.
+            FailedPrecondition: `offset` is not what is held.
+            ResourceExhausted: Too large, or the disk is full.
+            DataLoss: The chunks ended early.
+        """
+        state = await self.stat(sha256)
+        if state.is_complete:
+            return state.held_bytes
+        if size_bytes > self._max_blob_bytes:
+            raise ResourceExhausted(
+                f"a blob may hold {self._max_blob_bytes} bytes, not {size_bytes}",
+                subject="store/max_blob_bytes",
+                reason="BLOB_TOO_LARGE",
+            )
+        upload = await self._opened(
+            self._run(Upload, self._uploads, sha256, size_bytes, offset), Upload.suspend
+        )
+        try:
+            async for chunk in chunks:
+                if chunk:
+                    await self._run(upload.write, chunk)
+            await self._run(self._finish, upload, sha256, size_bytes)
+        finally:
+            # Shielded, so that a second cancellation cannot leave the file behind unnamed.
+            await asyncio.shield(self._run(upload.suspend))
+        return size_bytes
+
+    async def read(self, sha256: str, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+        """The blob's size and its bytes from `offset` on, in chunks of up to 1 MiB; one at least.
+
+        Raises:
+            NotFound: There is no such blob.
+            InvalidArgument: `sha256` is none, or `offset` is past the end.
+        """
+        check_sha256("sha256", sha256)
+        reader = await self._opened(self._run(_Reader, self._path(sha256)), _Reader.close)
+        try:
+            if offset > reader.size_bytes:
+                raise InvalidArgument("offset", f"the blob has {reader.size_bytes} bytes")
+            while True:
+                data = await self._run(reader.read, offset)
+                yield reader.size_bytes, data
+                offset += len(data)
+                if not data or offset >= reader.size_bytes:
+                    return
+        finally:
+            self._threads.submit(reader.close)
+
+    async def list(self) -> list[BlobFile]:
+        """Every complete blob."""
+        return await self._run(lambda: list(self._scan()))
+
+    async def delete(self, sha256: str, *, unused_since: float) -> bool:
+        """Delete a blob unless it was used after `unused_since` (Unix seconds)."""
+        return await self._run(self._delete, sha256, unused_since)
+
+    async def delete_uploads(self, *, older_than: float) -> int:
+        """Delete what broken streams left before `older_than` (Unix seconds); returns how many."""
+        return await self._run(self._delete_uploads, older_than)
+
+    async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+
+    async def _opened(self, opening: Coroutine[None, None, T], undo: Callable[[T], None]) -> T:
+        """What `opening` opens. If the caller is cancelled meanwhile, it is undone."""
+        task = asyncio.ensure_future(opening)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda done: None if done.exception() else undo(done.result()))
+            raise
+
+    def _path(self, sha256: str) -> Path:
+        return self._blobs / sha256[:2] / sha256
+
+    def _open(self) -> None:
+        self._uploads.mkdir(parents=True, exist_ok=True)
+        for number in range(256):
+            (self._blobs / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+        for directory in (self._blobs, self._blobs.parent):
+            uploads.sync_directory(directory)
+        uploads.recover(self._uploads)
+        files = list(self._scan())
+        metrics.blobs.set(len(files))
+        metrics.blob_bytes.set(sum(file.size_bytes for file in files))
+
+    def _stat(self, sha256: str) -> BlobState:
+        if sizes := self._sizes([sha256]):
+            return BlobState(sizes[sha256], is_complete=True)
+        part = uploads.part_path(self._uploads, sha256)
+        with _missing_ok():
+            return BlobState(part.stat().st_size, is_complete=False)
+        return BlobState(0, is_complete=False)
+
+    def _sizes(self, digests: Iterable[str]) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for sha256 in digests:
+            path = self._path(sha256)
+            with _missing_ok(), self._age_lock:
+                os.utime(path)
+                sizes[sha256] = path.stat().st_size
+        return sizes
+
+    def _finish(self, upload: Upload, sha256: str, size_bytes: int) -> None:
+        target = self._path(sha256)
+        is_new = not target.exists()
+        upload.finish(target)
+        if is_new:
+            metrics.blobs.inc()
+            metrics.blob_bytes.inc(size_bytes)
+
+    def _scan(self) -> Iterator[BlobFile]:
+        for directory in sorted(self._blobs.iterdir()):
+            for entry in os.scandir(directory):
+                with _missing_ok():
+                    found = entry.stat()
+                    yield BlobFile(entry.name, found.st_size, found.st_mtime)
+
+    def _delete(self, sha256: str, unused_since: float) -> bool:
+        path = self._path(sha256)
+        with _missing_ok(), self._age_lock:
+            found = path.stat()
+            if found.st_mtime > unused_since:
+                return False
+            path.unlink()
+            metrics.blobs.dec()
+            metrics.blob_bytes.dec(found.st_size)
+            return True
+        return False
+
+    def _delete_uploads(self, older_than: float) -> int:
+        num_deleted = 0
+        for path in self._uploads.glob("*.part"):
+            with _missing_ok():
+                if path.stat().st_mtime <= older_than:
+                    path.unlink()
+                    num_deleted += 1
+        return num_deleted
+
+
+class _Reader:
+    """An open blob. Reading and closing may come from different threads."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"there is no blob {path.name}") from None
+        self._lock = threading.Lock()
+        self.size_bytes = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int) -> bytes:
+        with self._lock:
+            if self._descriptor is None:
+                return b""
+            return os.pread(self._descriptor, CHUNK_BYTES, offset)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+
+
+@contextmanager
+def _missing_ok() -> Iterator[None]:
+    """Whatever is looked at may be deleted or claimed at the same moment."""
+    try:
+        yield
+    except FileNotFoundError:
+        return
+
+
+def now() -> float:
+    """The clock of `used_at`: Unix seconds, as the file system keeps them."""
+    return time.time()

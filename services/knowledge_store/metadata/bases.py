@@ -1,0 +1,104 @@
+"""Bases: which checkpoints there are.
+
+Knows how a base's digest follows from its files; does not know what the files hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Iterable
+
+from hmi.admin.v1 import resources_pb2 as rpb
+from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from services.common.ids import check_name, check_sha256
+from services.knowledge_store.metadata.database import Database
+from services.knowledge_store.metadata.kinds import BASES, versions_of_base
+from services.knowledge_store.metadata.tenants import timestamp
+from services.knowledge_store.metadata.transaction import Transaction
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+# sha256 in hex of blobs -> sizes of those that are complete; see BlobDirectory.sizes.
+BlobSizes = Callable[[Iterable[str]], Awaitable[dict[str, int]]]
+
+
+class Bases:
+    """Changes of bases."""
+
+    def __init__(self, database: Database, blob_sizes: BlobSizes) -> None:
+        self._database = database
+        self._blob_sizes = blob_sizes
+
+    async def put(self, base: rpb.Base) -> rpb.Base:
+        """Register a base; the same digest again is answered as it was.
+
+        Raises:
+            InvalidArgument: A field.
+            AlreadyExists: The name has another digest.
+            FailedPrecondition: A blob is missing, or has another size.
+        """
+        _check_base(base)
+
+        async def put(transaction: Transaction) -> rpb.Base:
+            held = await transaction.get(BASES, base.name)
+            if held is not None:
+                if held.digest != base.digest:
+                    raise AlreadyExists(f"base {base.name} exists with digest {held.digest}")
+                return held
+            # Under the transaction's lock, where no blob is collected.
+            sizes = await self._blob_sizes(file.sha256 for file in base.files)
+            for file in base.files:
+                if sizes.get(file.sha256) != file.size_bytes:
+                    raise FailedPrecondition(
+                        f"there is no blob {file.sha256} of {file.size_bytes} bytes for "
+                        f"{file.name}: write it first",
+                        reason="BLOB_MISSING",
+                    )
+            added = rpb.Base()
+            added.CopyFrom(base)
+            added.create_time.CopyFrom(timestamp())
+            transaction.put(BASES, added)
+            return added
+
+        return await self._database.change(put)
+
+    async def delete(self, name: str) -> None:
+        """Delete a base.
+
+        Raises:
+            NotFound: The base.
+            FailedPrecondition: Versions use it.
+        """
+
+        async def delete(transaction: Transaction) -> None:
+            base = await transaction.get(BASES, name)
+            if base is None:
+                raise NotFound(f"there is no base {name}")
+            if num_versions := await transaction.count(versions_of_base(name)):
+                raise FailedPrecondition(
+                    f"{num_versions} versions use base {name}", reason="BASE_IN_USE"
+                )
+            transaction.delete(BASES, base)
+
+        await self._database.change(delete)
+
+
+def base_digest(files: Iterable[rpb.BaseFile]) -> str:
+    """sha256 in hex of the sorted lines "SHA256  NAME\\n"."""
+    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _check_base(base: rpb.Base) -> None:
+    check_name("base.name", base.name)
+    if not base.files:
+        raise InvalidArgument("base.files", "must not be empty")
+    for position, file in enumerate(base.files):
+        if not _FILE_NAME.fullmatch(file.name):
+            raise InvalidArgument(f"base.files[{position}].name", "must be a plain file name")
+        check_sha256(f"base.files[{position}].sha256", file.sha256)
+    if len({file.name for file in base.files}) < len(base.files):
+        raise InvalidArgument("base.files", "names must differ")
+    if base.digest != base_digest(base.files):
+        raise InvalidArgument("base.digest", "is not the digest of the files")

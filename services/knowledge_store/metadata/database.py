@@ -1,0 +1,187 @@
+"""The way to Redis: transactions one after another, snapshots, the log of changes.
+
+Knows connections and when Redis is away; does not know what a change means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    OutOfMemoryError,
+    ReadOnlyError,
+    WatchError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.common.errors import Unavailable
+from services.knowledge_store import metrics
+from services.knowledge_store.metadata.kinds import ALL_KINDS, LOG, LOG_FIELD, REVISION
+from services.knowledge_store.metadata.transaction import Transaction
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_AWAY = (
+    RedisConnectionError, RedisTimeoutError, WatchError, ReadOnlyError, OutOfMemoryError,
+)  # fmt: skip
+
+
+@contextmanager
+def unavailable_if_away() -> Iterator[None]:
+    """Turn the errors of a Redis that is away, starting or full into UNAVAILABLE."""
+    try:
+        yield
+    except _AWAY as error:
+        logger.warning("redis is not available", extra={"error": repr(error)})
+        raise Unavailable(
+            "the metadata cannot be reached: retry", reason="REDIS_UNAVAILABLE", retry_after_s=0.5
+        ) from error
+
+
+class Database:
+    """The metadata, as protobuf messages.
+
+    Args:
+        url: `redis://…` or `unix:///path`.
+        timeout_s: Longest wait for one answer of Redis.
+        log_revisions: How many revisions the log holds.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, log_revisions: int) -> None:
+        self._timeout_s = timeout_s
+        self._log_revisions = log_revisions
+        self._redis = Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            # A command that was sent is never sent again: it may have been done.
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._changing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """End the connections, after the changes under way."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._redis.aclose()
+
+    async def wait(self, *, timeout_s: float, check: Callable[[], None]) -> None:
+        """Return once Redis answers; `check` may raise while it does not.
+
+        Raises:
+            Unavailable: It did not within `timeout_s` seconds.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            try:
+                await self._redis.ping()
+            except (RedisConnectionError, RedisTimeoutError) as error:
+                check()
+                if asyncio.get_running_loop().time() > deadline:
+                    raise Unavailable(f"Redis does not answer: {error}") from error
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+    async def change(self, operation: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `operation` in a transaction and commit it, even if the caller is cancelled.
+
+        Raises:
+            Unavailable: Redis is away. The change may have been made; a request_id tells.
+            HmiError: What `operation` raises; nothing is changed then.
+        """
+        task = asyncio.create_task(self._change(operation))
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
+
+    @asynccontextmanager
+    async def unchanging(self) -> AsyncIterator[None]:
+        """No change is made by this store within the block.
+
+        Raises:
+            Unavailable: Changes have been waiting for Redis for too long.
+        """
+        try:
+            async with asyncio.timeout(3 * self._timeout_s):
+                await self._changing.acquire()
+        except TimeoutError:
+            raise Unavailable("too many changes wait", retry_after_s=1.0) from None
+        try:
+            yield
+        finally:
+            self._changing.release()
+
+    async def snapshot(self) -> tuple[int, list[pb.Change]]:
+        """Everything, at one revision."""
+        with unavailable_if_away():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.get(REVISION)
+                for kind in ALL_KINDS:
+                    pipe.hvals(kind.hash_key)
+                revision, *columns = await pipe.execute()
+        changes = [
+            kind.change(kind.parse(data))
+            for kind, column in zip(ALL_KINDS, columns, strict=True)
+            for data in column
+        ]
+        return int(revision or 0), changes
+
+    async def changes_after(self, revision: int, *, limit: int) -> list[pb.WatchResponse] | None:
+        """Up to `limit` revisions after `revision`, oldest first; none if it is the latest.
+
+        None if the log does not lead on from `revision`: too long ago, or Redis lost what it held.
+        """
+        with unavailable_if_away():
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.get(REVISION)
+                pipe.xrange(LOG, min=f"{revision + 1}-0", count=limit)
+                latest, entries = await pipe.execute()
+        if not entries and int(latest or 0) != revision:
+            return None
+        changes = []
+        for expected, (entry_id, fields) in enumerate(entries, start=revision + 1):
+            if int(entry_id.split(b"-")[0]) != expected:
+                return None
+            change = pb.WatchResponse()
+            change.ParseFromString(fields[LOG_FIELD])
+            changes.append(change)
+        return changes
+
+    async def wait_for_change(self, revision: int, *, timeout_s: float) -> int:
+        """The latest revision, as soon as it is not `revision` or after `timeout_s` seconds."""
+        block_s = min(timeout_s, self._timeout_s / 2)
+        with unavailable_if_away():
+            await self._redis.xread({LOG: f"{revision}-0"}, count=1, block=int(block_s * 1_000))
+            return int(await self._redis.get(REVISION) or 0)
+
+    async def _change(self, operation: Callable[[Transaction], Awaitable[T]]) -> T:
+        async with self.unchanging():
+            with unavailable_if_away():
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    await pipe.watch(REVISION)
+                    transaction = Transaction(pipe, int(await pipe.get(REVISION) or 0))
+                    result = await operation(transaction)
+                    revision = await transaction.commit(log_revisions=self._log_revisions)
+        metrics.revision.set(revision)
+        return result
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller, if it is still there, raises it

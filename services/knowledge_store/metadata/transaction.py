@@ -1,0 +1,153 @@
+"""One change of the metadata: reads, then writes that happen together or not at all.
+
+Knows Redis' WATCH, MULTI and EXEC; does not know what a change means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from redis.asyncio.client import Pipeline
+
+from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.common.errors import InvalidArgument
+from services.knowledge_store.metadata.kinds import (
+    LAST_VERSIONS,
+    LOG,
+    LOG_FIELD,
+    REVISION,
+    Kind,
+)
+
+M = TypeVar("M", bound=Message)
+
+# A revision is one message of a watch; with room to the 64 MiB that a message may have.
+MAX_CHANGE_BYTES = 16 << 20
+
+
+class Transaction:
+    """Reads see what was there at the start and what this transaction wrote.
+
+    Args:
+        pipe: A pipeline that watches `hmi:revision`. Every commit writes that key, so a commit
+            after any other change fails: transactions are serialisable.
+        revision: The revision read under that watch.
+    """
+
+    def __init__(self, pipe: Pipeline, revision: int) -> None:
+        # redis-py types an answer as bytes or str; without decode_responses it is bytes.
+        self._pipe: Any = pipe
+        self.revision = revision
+        self._read: dict[tuple[str, str], Any] = {}
+        self._written: dict[tuple[str, str], tuple[Kind[Any], Message, bool]] = {}
+        self._remembered: list[tuple[str, bytes, int]] = []
+        self._last_versions: dict[str, int] = {}
+
+    async def load(self, kind: Kind[M], names: Iterable[str]) -> None:
+        """Read many in one round trip; `get` then answers from memory."""
+        missing = [name for name in set(names) if (kind.hash_key, name) not in self._read]
+        if not missing:
+            return
+        found: list[bytes | None] = await self._pipe.hmget(kind.hash_key, missing)
+        for name, data in zip(missing, found, strict=True):
+            self._read[kind.hash_key, name] = None if data is None else kind.parse(data)
+
+    async def get(self, kind: Kind[M], name: str) -> M | None:
+        """A copy of the resource, or None."""
+        await self.load(kind, [name])
+        held: M | None = self._read[kind.hash_key, name]
+        if held is None:
+            return None
+        copy = kind.message()
+        copy.CopyFrom(held)
+        return copy
+
+    async def names(self, set_key: str) -> list[str]:
+        """Names in a set of `kinds`, as they were at the start."""
+        return sorted(name.decode() for name in await self._pipe.smembers(set_key))
+
+    async def count(self, set_key: str) -> int:
+        """Size of a set of `kinds`, as it was at the start."""
+        return int(await self._pipe.scard(set_key))
+
+    async def last_versions(self, models: Iterable[str]) -> dict[str, int]:
+        """Highest version number of each model that was deleted, 0 if none ever was."""
+        names = list(models)
+        found = await self._pipe.hmget(LAST_VERSIONS, names) if names else []
+        return {name: int(number or 0) for name, number in zip(names, found, strict=True)}
+
+    async def recall(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """What `remember` kept, for those of `keys` that are not forgotten."""
+        asked = list(keys)
+        found = await self._pipe.mget(asked) if asked else []
+        return {key: value for key, value in zip(asked, found, strict=True) if value is not None}
+
+    def put(self, kind: Kind[M], message: M) -> None:
+        """Add or replace."""
+        key = (kind.hash_key, kind.name(message))
+        kept = kind.message()
+        kept.CopyFrom(message)
+        self._read[key] = kept
+        self._written[key] = (kind, kept, False)
+
+    def delete(self, kind: Kind[M], message: M) -> None:
+        """Delete; `message` as it was read, for the sets it is in follow from it."""
+        key = (kind.hash_key, kind.name(message))
+        self._read[key] = None
+        self._written[key] = (kind, message, True)
+
+    def remember(self, key: str, value: bytes, *, ttl_s: int) -> None:
+        """Keep a value for a while."""
+        self._remembered.append((key, value, ttl_s))
+
+    def set_last_version(self, model: str, number: int) -> None:
+        """Keep a deleted model's highest version number for good."""
+        self._last_versions[model] = number
+
+    async def commit(self, *, log_revisions: int) -> int:
+        """Do it all at once; returns the revision. Without a change nothing is done.
+
+        Raises:
+            redis.WatchError: Another store changed the metadata, or Redis went away; in that case
+                it may or may not have been done.
+            InvalidArgument: The change is too large for one revision.
+        """
+        if not self._written:
+            return self.revision
+        revision = self.revision + 1
+        change = pb.WatchResponse(revision=revision, changes=self._changes())
+        if change.ByteSize() > MAX_CHANGE_BYTES:
+            raise InvalidArgument(
+                "request", f"changes more than {MAX_CHANGE_BYTES} bytes at once: send it in parts"
+            )
+        pipe = self._pipe
+        pipe.multi()
+        for kind, message, is_deleted in self._written.values():
+            name = kind.name(message)
+            if is_deleted:
+                pipe.hdel(kind.hash_key, name)
+            else:
+                pipe.hset(kind.hash_key, name, message.SerializeToString())
+            for set_key in kind.sets(message):
+                (pipe.srem if is_deleted else pipe.sadd)(set_key, name)
+        for model, number in self._last_versions.items():
+            pipe.hset(LAST_VERSIONS, model, str(number))
+        for key, value, ttl_s in self._remembered:
+            pipe.set(key, value, ex=ttl_s)
+        pipe.set(REVISION, revision)
+        pipe.xadd(
+            LOG, {LOG_FIELD: change.SerializeToString()}, id=f"{revision}-0",
+            maxlen=log_revisions, approximate=False,
+        )  # fmt: skip
+        await pipe.execute()
+        return revision
+
+    def _changes(self) -> list[pb.Change]:
+        changes = []
+        for kind, message, is_deleted in self._written.values():
+            change = kind.change(kind.bare(message) if is_deleted else message)
+            change.is_deleted = is_deleted
+            changes.append(change)
+        return changes

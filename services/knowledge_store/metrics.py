@@ -1,0 +1,12 @@
+"""What the knowledge store counts beside its RPCs."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge
+
+blob_bytes = Gauge("hmi_store_blob_bytes", "Bytes of all complete blobs.")
+blobs = Gauge("hmi_store_blobs", "Complete blobs.")
+blobs_collected_total = Counter("hmi_store_blobs_collected_total", "Blobs deleted as unused.")
+revision = Gauge("hmi_store_revision", "Latest revision of the metadata.")
+watchers = Gauge("hmi_store_watchers", "Watches being served.")
+members = Gauge("hmi_store_members", "Gateways and executors with a lease.")

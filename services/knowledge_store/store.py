@@ -1,0 +1,127 @@
+"""The store as a whole: lock, Valkey, metadata, blobs, server; in this order, and back.
+
+Knows what depends on what; does not know signals or the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import grpc.aio
+
+from hmi.knowledge.v1 import knowledge_pb2_grpc
+from services.common.interceptor import RequestInterceptor, ServiceTokenInterceptor
+from services.common.server import RunningServer, serve
+from services.knowledge_store.blobs import BlobDirectory
+from services.knowledge_store.collector import Collector
+from services.knowledge_store.config import StoreSettings
+from services.knowledge_store.embedded import EmbeddedValkey
+from services.knowledge_store.leases import Leases
+from services.knowledge_store.lock import locked_directory
+from services.knowledge_store.metadata import Database
+from services.knowledge_store.metadata.bases import Bases
+from services.knowledge_store.metadata.models import Models
+from services.knowledge_store.metadata.tenants import Tenants
+from services.knowledge_store.metadata.versions import Versions
+from services.knowledge_store.servicer import KnowledgeServicer, Parts
+from services.knowledge_store.watch import Watches
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "hmi.knowledge.v1.KnowledgeService"
+
+
+@asynccontextmanager
+async def running_store(settings: StoreSettings) -> AsyncIterator[RunningServer]:
+    """Serve a data directory until the block is left.
+
+    Raises:
+        DirectoryInUseError: Another store works on the directory.
+        ValkeyError: The embedded Valkey does not start.
+        Unavailable: Redis does not answer.
+        OSError: The port is taken, or the directory cannot be written.
+        ValueError: There is no service token.
+    """
+    interceptors = [
+        RequestInterceptor("knowledge_store"),
+        ServiceTokenInterceptor(settings.service_token.get_secret_value()),
+    ]
+    async with AsyncExitStack() as stack:
+        database = await _database(settings, stack)
+        blobs = BlobDirectory(settings.data_dir, max_blob_bytes=settings.max_blob_bytes)
+        stack.callback(blobs.close)
+        await blobs.open()
+        parts = _parts(settings, database, blobs)
+        if admin_key := settings.admin_key.get_secret_value():
+            await parts.tenants.set_admin_key(hashlib.sha256(admin_key.encode()).digest())
+        await parts.leases.load()
+        collector = Collector(
+            database, blobs, parts.leases, interval_s=settings.gc_interval_s,
+            grace_s=settings.gc_grace_s, upload_age_s=settings.upload_age_s,
+        )  # fmt: skip
+        for work in (parts.watches.run(), parts.leases.run(), collector.run()):
+            await stack.enter_async_context(_background(work))
+
+        def add(server: grpc.aio.Server) -> None:
+            servicer = KnowledgeServicer(parts)
+            knowledge_pb2_grpc.add_KnowledgeServiceServicer_to_server(servicer, server)
+
+        yield await stack.enter_async_context(
+            serve(settings, adders={SERVICE: add}, interceptors=interceptors)
+        )
+
+
+async def _database(settings: StoreSettings, stack: AsyncExitStack) -> Database:
+    lock = stack.enter_context(locked_directory(settings.data_dir))
+    valkey: EmbeddedValkey | None = None
+    if not settings.redis_url:
+        valkey = EmbeddedValkey(settings.data_dir / "valkey", lock=lock)
+        await stack.enter_async_context(valkey)
+    database = Database(
+        valkey.url if valkey else settings.redis_url,
+        timeout_s=settings.redis_timeout_s,
+        log_revisions=settings.log_revisions,
+    )
+    stack.push_async_callback(database.close)
+    await database.wait(
+        timeout_s=settings.startup_timeout_s, check=valkey.check if valkey else lambda: None
+    )
+    return database
+
+
+def _parts(settings: StoreSettings, database: Database, blobs: BlobDirectory) -> Parts:
+    ttl_s = settings.request_id_ttl_s
+    return Parts(
+        tenants=Tenants(database, request_id_ttl_s=ttl_s),
+        bases=Bases(database, blobs.sizes),
+        versions=Versions(
+            database, blobs.sizes, max_models=settings.max_models, request_id_ttl_s=ttl_s
+        ),
+        models=Models(database),
+        blobs=blobs,
+        leases=Leases(database, lease_ms=settings.lease_ms),
+        watches=Watches(database, sign_of_life_s=settings.sign_of_life_s),
+        lease_ms=settings.lease_ms,
+    )
+
+
+@asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` until the block is left. It has no end of its own; a defect in it is logged."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(_log_defect)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _log_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("a background task ended", exc_info=error)
