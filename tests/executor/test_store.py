@@ -1,0 +1,227 @@
+"""The executor's side of the knowledge store, against the real one in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import pytest
+
+from hmi.admin.v1 import resources_pb2
+from hmi.knowledge.v1 import knowledge_pb2 as pb
+from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
+from services.common.errors import DataLoss, FailedPrecondition
+from services.common.knowledge import BlobCache, Blobs, open_channel
+from services.executor.bases import Bases
+from services.executor.blobs import BlobFiles
+from services.executor.engine.batching import Limits
+from services.executor.engine.interfaces import LoadedBase
+from services.executor.follow import Follower
+from services.executor.registration import Registration
+from services.executor.service import Executor, Options
+from tests.executor.fake_base import FakeBase, loaded
+
+if TYPE_CHECKING:
+    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
+TOKEN = "token"
+
+
+class Store:
+    """A knowledge store's process."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = 0
+        self._process: Process | None = None
+
+    async def start(self) -> None:
+        settings = {
+            "HMI_DATA_DIR": str(self.directory),
+            "HMI_SERVICE_TOKEN": TOKEN,
+            "HMI_PORT": str(self.port),
+            "HMI_LEASE_MS": "600",
+        }
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "services.knowledge_store",
+            env={**os.environ, **settings},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        line = (await self._process.stdout.readline()).decode()
+        assert line.startswith("ready: "), line
+        self.port = int(line.rsplit(":", 1)[1])
+
+    async def stop(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        await self._process.wait()
+
+
+class Link:
+    """An executor's parts that speak to the store."""
+
+    def __init__(self, channel: grpc.aio.Channel, directory: Path) -> None:
+        stub: KnowledgeServiceAsyncStub = KnowledgeServiceStub(channel)
+        self.stub = stub
+        self.channel = channel
+        self.blobs = Blobs(stub)
+        self.executor = Executor(Options("executor-1", Limits(256, 8)))
+        self.follower = Follower(stub)
+        self.files = BlobFiles(BlobCache(directory / "cache", self.blobs))
+        self._tasks: list[asyncio.Task[None]] = []
+        self.registration = Registration(
+            stub,
+            executor_id="executor-1",
+            address="127.0.0.1:1",
+            base_digests=lambda: list(self.executor.bases),
+            held_blobs=lambda: list(self.bases.held_blobs),
+        )
+        self.bases = Bases(
+            self.executor,
+            self.follower,
+            self.files,
+            directory=directory / "bases",
+            load=self._load,
+            announce=self.registration.announce,
+        )
+
+    def _load(self, directory: Path, base: resources_pb2.Base) -> LoadedBase:
+        for file in base.files:
+            data = (directory / file.name).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == file.sha256
+        return loaded(FakeBase(), base.digest)
+
+    def begin(self, part: Coroutine[Any, Any, None]) -> None:
+        """Let a part run until the test ends."""
+        self._tasks.append(asyncio.create_task(part))
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def put_base(self, name: str) -> resources_pb2.Base:
+        """Register a base of three small files."""
+        base = resources_pb2.Base(name=name, architecture="bert", hidden_size=8, num_layers=2)
+        base.max_tokens = 512
+        for file in ("config.json", "tokenizer.json", "model.safetensors"):
+            data = f"{name} {file}".encode()
+            sha256 = await self.blobs.write(data)
+            base.files.add(name=file, sha256=sha256, size_bytes=len(data))
+        lines = sorted(f"{file.sha256}  {file.name}\n" for file in base.files)
+        base.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+        base.tokenizer_digest = base.files[1].sha256
+        return (await self.stub.PutBase(pb.PutBaseRequest(base=base))).base
+
+    async def members(self) -> dict[str, pb.Member]:
+        """Who the store says is there."""
+        found: dict[str, pb.Member] = {}
+        call = self.stub.Watch(pb.WatchRequest())
+        async for response in call:
+            for change in response.changes:
+                if change.HasField("member"):
+                    found[change.member.member_id] = change.member
+            if response.is_snapshot_end:
+                break
+        call.cancel()
+        return found
+
+    async def until(self, is_so: Callable[[dict[str, pb.Member]], bool]) -> None:
+        """Wait for the members to be so."""
+        async with asyncio.timeout(15):
+            while not is_so(await self.members()):  # noqa: ASYNC110  as in `eventually`
+                await asyncio.sleep(0.02)
+
+
+def served(members: dict[str, pb.Member]) -> list[str]:
+    """The bases that the executor is known to serve."""
+    return list(members.get("executor-1", pb.Member()).base_digests)
+
+
+async def eventually(is_so: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not is_so():  # noqa: ASYNC110  what is watched is another process
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = Store(tmp_path / "store")
+    await store.start()
+    yield store
+    await store.stop()
+
+
+@pytest.fixture
+async def link(store: Store, tmp_path: Path) -> AsyncIterator[Link]:
+    async with open_channel(f"127.0.0.1:{store.port}", TOKEN) as channel:
+        link = Link(channel, tmp_path)
+        async with link.executor:
+            yield link
+        await link.end()
+
+
+async def test_bases_load_at_the_start_and_when_they_are_added(link: Link) -> None:
+    first = await link.put_base("first")
+    link.begin(link.follower.run())
+    await link.bases.start()
+    assert set(link.executor.bases) == {first.digest}
+    link.begin(link.bases.run())
+    second = await link.put_base("second")
+    await eventually(lambda: second.digest in link.executor.bases)
+    assert link.bases.held_blobs == {file.sha256 for base in (first, second) for file in base.files}
+
+
+async def test_starting_waits_for_the_store_but_not_for_a_base(link: Link) -> None:
+    link.begin(link.follower.run())
+    await link.bases.start()
+    assert link.executor.bases == {}
+
+
+async def test_missing_weights_stop_the_start(link: Link, store: Store) -> None:
+    base = await link.put_base("first")
+    weights = base.files[2].sha256
+    (store.directory / "blobs" / weights[:2] / weights).unlink()
+    link.begin(link.follower.run())
+    with pytest.raises(FailedPrecondition):
+        await link.bases.start()
+
+
+async def test_shared_blobs_are_read_in_place_and_verified(
+    link: Link, store: Store, tmp_path: Path
+) -> None:
+    files = BlobFiles(BlobCache(tmp_path / "other", link.blobs), store.directory / "blobs")
+    sha256 = await link.blobs.write(b"weights")
+    path = await files.path(sha256)
+    assert path == store.directory / "blobs" / sha256[:2] / sha256
+    torn = await link.blobs.write(b"other weights")
+    (store.directory / "blobs" / torn[:2] / torn).chmod(0o600)
+    (store.directory / "blobs" / torn[:2] / torn).write_bytes(b"torn")
+    with pytest.raises(DataLoss):
+        await files.path(torn)
+
+
+async def test_a_member_stays_known_through_the_stores_restart(link: Link, store: Store) -> None:
+    link.begin(link.follower.run())
+    link.begin(link.registration.run())
+    await link.bases.start()
+    await link.until(lambda members: "executor-1" in members)
+    await store.stop()
+    await asyncio.sleep(0.7)
+    await store.start()
+    await link.channel.channel_ready()
+    base = await link.put_base("late")
+    link.begin(link.bases.run())
+    await link.until(lambda members: served(members) == [base.digest])
+    await link.registration.end()
+    assert "executor-1" not in await link.members()
