@@ -67,6 +67,9 @@ def third_party(root: Path, entry: str) -> dict[str, str]:
 
     Lazy imports count in the services, whose every path must work in an image, but not in `hmi`,
     of which a service uses nothing but the stubs.
+
+    Raises:
+        SyntaxError: A file on the way is not Python.
     """
     needed: dict[str, str] = {}
     seen = {entry}

@@ -50,8 +50,12 @@ def _check_packages(root: Path, image: Image) -> Iterator[str]:
     lines = requirements.read_text(encoding="utf-8").splitlines()
     listed = {normalised(line) for line in lines if line and not line.startswith("#")}
     needed: dict[str, str] = {}
-    for entry in (f"services.{image.service}.__main__", "services.common.health"):
-        needed.update(third_party(root, entry))
+    try:
+        for entry in (f"services.{image.service}.__main__", "services.common.health"):
+            needed.update(third_party(root, entry))
+    except SyntaxError as error:
+        yield f"{error.filename}:{error.lineno}: {error.msg}"
+        return
     for name in sorted(needed.keys() - listed):
         yield f"{where}: {name} is missing; {needed[name]} imports it"
     for name in sorted(listed - needed.keys()):
