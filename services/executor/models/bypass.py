@@ -1,9 +1,9 @@
 """The seam between a frozen layer and what adapters add to it.
 
-A *site* is a place where a layer's linear maps read one tensor. The encoder calls the bypass at each
-site of each layer; the bypass adds every row's own task knowledge before anything is reduced or
-normalised (FlexLLM, section 5: bypass networks; design section 9). The encoder knows no adapter, and
-an adapter knows no encoder.
+A *site* is a place where a layer's linear maps read one tensor. The encoder calls the bypass at
+each site of each layer; the bypass adds every row's own task knowledge before anything is reduced
+or normalised (FlexLLM, section 5: bypass networks; design section 9). The encoder knows no adapter,
+and an adapter knows no encoder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from torch import Tensor
 class Site(StrEnum):
     """Where a layer can be adapted, with the linear maps (in order) that read the site's input."""
 
-    ATTENTION_INPUT = (
-        "attention_input"  # query, key, value: [tokens, hidden] -> [tokens, 3 * hidden]
-    )
+    ATTENTION_INPUT = "attention_input"  # query, key, value: [tokens, hidden] -> [tokens, 3 hidden]
     ATTENTION_OUTPUT = "attention_output"  # dense: [tokens, hidden] -> [tokens, hidden]
     FFN_INPUT = "ffn_input"  # dense: [tokens, hidden] -> [tokens, intermediate]
     FFN_OUTPUT = "ffn_output"  # dense: [tokens, intermediate] -> [tokens, hidden]

@@ -119,7 +119,8 @@ def _read_index(path: Path) -> dict[str, set[str]]:
     names_by_shard: dict[str, set[str]] = {}
     for name, shard in weight_map.items():
         # A name with a folder in it could reach any file of this machine.
-        if not isinstance(shard, str) or not shard or Path(shard).name != shard:
-            raise InvalidArgument(path.name, f"{shard!r} is not a file's plain name")
+        is_plain = isinstance(shard, str) and Path(shard).name == shard
+        if not is_plain or not shard.endswith(".safetensors"):
+            raise InvalidArgument(path.name, f"{shard!r} is no safetensors file's plain name")
         names_by_shard.setdefault(shard, set()).add(name)
     return names_by_shard

@@ -198,12 +198,11 @@ def _stages(
 ) -> Iterator[tuple[range, int]]:
     """Consecutive layers that the same rows run, with the number of those rows."""
     if entry_layers is None:
-        yield layers, num_rows
-        return
+        entry_layers = [0] * num_rows
     if len(entry_layers) != num_rows or list(entry_layers) != sorted(entry_layers):
         raise ValueError(f"entry_layers must be {num_rows} ascending layers")
     starts = sorted({layers.start, *(entry for entry in entry_layers if entry in layers)})
     for start, stop in zip(starts, [*starts[1:], layers.stop], strict=True):
         num_active = bisect_right(entry_layers, start)
-        if num_active:
+        if num_active and start < stop:
             yield range(start, stop), num_active
