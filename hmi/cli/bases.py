@@ -10,7 +10,7 @@ import typer
 from hmi.cli.output import note, print_json, print_table, upload_bar
 from hmi.cli.session import Session, command, is_quiet
 
-app = typer.Typer(help="Bases.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Bases.", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 

@@ -10,7 +10,7 @@ from hmi.cli.output import note, print_json, print_table
 from hmi.cli.session import Session, command
 from hmi.client import Role
 
-app = typer.Typer(help="API keys (admin).", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="API keys (admin).", rich_markup_mode=None)
 
 
 @command(app, "create")

@@ -19,7 +19,6 @@ from hmi.supervisor import StackError
 app = typer.Typer(
     name="hmi",
     help="Serves many tenants' fine-tuned BERTs from one base.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -36,7 +35,7 @@ command(app, "predict")(predict.predict)
 def run(arguments: Sequence[str]) -> int:
     """Run a command line (without the program's name): its exit status."""
     try:
-        status = app(list(arguments), standalone_mode=False)
+        status = app(list(arguments) or ["--help"], prog_name="hmi", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except HmiError as error:
         return _fail(error.message, 1)

@@ -14,7 +14,7 @@ from hmi.errors import InvalidArgument
 from hmi.pack import base_of
 from hmi.stack import DEFAULT_BASE
 
-app = typer.Typer(help="A tenant's models.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="A tenant's models.", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="MODEL")]
 

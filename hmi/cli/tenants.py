@@ -11,7 +11,7 @@ from hmi.cli.session import Session, command
 from hmi.client import Quota, Tenant
 from hmi.errors import AlreadyExists
 
-app = typer.Typer(help="Tenants (admin).", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Tenants (admin).", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 

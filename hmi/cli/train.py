@@ -29,7 +29,7 @@ def train(
     adapter: Annotated[str, typer.Option(help="lora or ia3.")] = "lora",
     rank: Annotated[int, typer.Option(help="LoRA's r.")] = 8,
     alpha: Annotated[int, typer.Option(help="LoRA's scale times r.")] = 16,
-    epochs: Annotated[int, typer.Option(help="Passes over the data at most.")] = 12,
+    epochs: Annotated[int, typer.Option(help="Passes over the data at most.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 16,
     learning_rate: Annotated[float | None, typer.Option(help="By default the adapter's.")] = None,
     held_out: Annotated[float, typer.Option(help="Share kept for the metrics.")] = 0.2,

@@ -23,6 +23,7 @@ def _time(message: Timestamp) -> datetime:
 class Role(Enum):
     """What a key may do."""
 
+    UNSPECIFIED = "unspecified"
     TENANT = "tenant"
     ADMIN = "admin"
 
@@ -31,7 +32,10 @@ class Role(Enum):
 
     @classmethod
     def from_pb(cls, value: resources_pb2.Role.ValueType) -> Role:
-        return cls[resources_pb2.Role.Name(value).removeprefix("ROLE_")]
+        try:
+            return cls[resources_pb2.Role.Name(value).removeprefix("ROLE_")]
+        except (KeyError, ValueError):  # a newer server's
+            return cls.UNSPECIFIED
 
 
 class Task(Enum):
@@ -46,7 +50,10 @@ class Task(Enum):
 
     @classmethod
     def from_pb(cls, value: resources_pb2.Task.ValueType) -> Task:
-        return cls[resources_pb2.Task.Name(value).removeprefix("TASK_")]
+        try:
+            return cls[resources_pb2.Task.Name(value).removeprefix("TASK_")]
+        except (KeyError, ValueError):  # a newer server's
+            return cls.UNSPECIFIED
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from hmi.client.ending import Ending
 from hmi.client.retry import Deadline, RetryPolicy
 from hmi.errors import HmiError, NotFound, from_rpc_error
 
@@ -174,6 +175,7 @@ class Duplex:
 
     def __init__(self, call: Any, requests: AsyncIterable[object]) -> None:
         self._call = call
+        self._ending = Ending(call)
         self._writer = asyncio.create_task(write_all(call, requests))
         self._writer.add_done_callback(self._written)
 
@@ -191,7 +193,7 @@ class Duplex:
             response = await self._call.read()
             return None if response is grpc.aio.EOF else response
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise await self._ending.explain(error) from None
         except asyncio.CancelledError:
             if self._writer.done() and not self._writer.cancelled():
                 reason = self._writer.exception()

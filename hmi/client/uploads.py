@@ -19,11 +19,12 @@ import grpc.aio
 
 from hmi.admin.v1 import model_pb2, resources_pb2
 from hmi.bases import CHUNK_BYTES, Checkpoint
+from hmi.client.ending import Ending
 from hmi.client.models import ModelCalls
 from hmi.client.resources import Base, PushOutcome, Version
 from hmi.client.retry import Deadline
 from hmi.client.transport import Duplex, write_all
-from hmi.errors import HmiError, Unavailable, from_rpc_error, from_status
+from hmi.errors import HmiError, Unavailable, from_status
 from hmi.pack import FROM_DIRECTORY, PackOptions, pack
 
 Progress = Callable[[int, int], None]
@@ -240,11 +241,12 @@ class UploadCalls(ModelCalls):
         self, method: Callable[..., Any], requests: AsyncIterator[object], deadline: Deadline
     ) -> Any:
         call = method(timeout=deadline.remaining(), metadata=self._transport.metadata())
+        ending = Ending(call)
         try:
             await write_all(call, requests)
             return await call
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
+            raise await ending.explain(error) from None
         finally:
             call.cancel()
 
