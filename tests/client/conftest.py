@@ -1,4 +1,4 @@
-"""Real servers on free ports for the client's tests: one that records, and room for scripted ones."""
+"""Real servers on free ports: one that records any RPC, and room for scripted ones."""
 
 from __future__ import annotations
 

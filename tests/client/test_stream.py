@@ -147,10 +147,10 @@ async def test_error_of_the_items_comes_after_their_answers(client: AsyncClient)
         yield from _items(3)
         raise LookupError("the source is damaged")
 
-    answers: list[Answer] = []
+    stream = client.stream(broken())
+    answers = [await anext(stream) for _ in range(3)]
     with pytest.raises(LookupError):
-        async for answer in client.stream(broken()):
-            answers.append(answer)
+        await anext(stream)
     _check_each_once(answers, 3)
 
 
