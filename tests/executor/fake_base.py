@@ -10,6 +10,7 @@ from torch import Tensor
 from services.common.errors import HmiError
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import ModelKey
+from services.executor.models.attention import KeyValues
 from services.executor.models.bypass import Bypass, NoBypass
 from services.executor.models.segments import Segments
 
@@ -28,6 +29,7 @@ class FakeBase:
         self.num_pins = 0
         self.pinned: frozenset[ModelKey] = frozenset()
         self.batches: list[int] = []
+        self.entry_layers: Sequence[int] | None = None
         self.before_run: Callable[[], None] = lambda: None
 
     def prefetch(self, key: ModelKey) -> None:
@@ -62,12 +64,14 @@ class FakeBase:
     def embed(
         self,
         token_ids: Tensor,
-        type_ids: Tensor,
+        type_ids: Tensor | None,
         segments: Segments,
         position_offsets: Tensor | None = None,
     ) -> Tensor:
         self.batches.append(segments.num_rows)
-        return torch.stack([token_ids, type_ids], 1).float()
+        return torch.stack(
+            [token_ids, torch.zeros_like(token_ids) if type_ids is None else type_ids], 1
+        ).float()
 
     def run(
         self,
@@ -77,9 +81,10 @@ class FakeBase:
         layers: range,
         bypass: Bypass,
         entry_layers: Sequence[int] | None = None,
-        kv: object | None = None,
+        kv: KeyValues | None = None,
     ) -> Tensor:
         self.before_run()
+        self.entry_layers = entry_layers
         return hidden
 
     def heads(
@@ -99,5 +104,5 @@ class FakeHeads:
 
 def loaded(fake: FakeBase, digest: str = "base") -> LoadedBase:
     return LoadedBase(
-        digest, "tokenizer", 2, 1000, 512, 2, torch.device("cpu"), fake, fake, FakeHeads(fake)
+        digest, "tokenizer", 2, 1000, 512, torch.device("cpu"), fake, fake, FakeHeads(fake)
     )

@@ -178,6 +178,18 @@ def test_a_step_answers_each_row_with_its_own(fake: FakeBase) -> None:
     assert fake.num_pins == 0
 
 
+def test_rows_that_enter_later_come_last_and_keep_their_answers(fake: FakeBase) -> None:
+    waiting = batcher(fake)
+    waiting.add(item(0, length=3, entry_layer=1))
+    waiting.add(item(1, length=5))
+    plan = waiting.plan()
+    assert plan is not None
+    events = Engine({"base": loaded(fake)}).step(plan)
+    assert fake.entry_layers == [0, 1]
+    sums = {event.item.id: float(event.output[0]) for event in events if event.output is not None}
+    assert sums == {0: 6.0, 1: 15.0}
+
+
 def test_a_failing_step_ends_its_items_without_details(fake: FakeBase) -> None:
     def fail() -> None:
         raise RuntimeError("secret")

@@ -82,7 +82,6 @@ class Link:
         self.registration = Registration(
             stub,
             executor_id="executor-1",
-            address="127.0.0.1:1",
             base_digests=lambda: list(self.executor.bases),
             held_blobs=lambda: list(self.bases.held_blobs),
         )
@@ -213,7 +212,7 @@ async def test_shared_blobs_are_read_in_place_and_verified(
 
 async def test_a_member_stays_known_through_the_stores_restart(link: Link, store: Store) -> None:
     link.begin(link.follower.run())
-    link.begin(link.registration.run())
+    link.begin(link.registration.run("127.0.0.1:1"))
     await link.bases.start()
     await link.until(lambda members: "executor-1" in members)
     await store.stop()

@@ -34,6 +34,8 @@ class Encoded:
     type_ids: list[int]
     offsets: list[Offset]
     """Characters of each token; empty for special tokens."""
+    words: list[int | None]
+    """Which word each token is a piece of; None for special tokens."""
     target: int | float | list[int] | list[float]
     """Class, value, one tag a token, or one indicator a label."""
     is_truncated: bool
@@ -75,6 +77,7 @@ def encode(examples: Examples, tokenizer: Tokenizer) -> dict[Example, Encoded]:
             token_ids=encoding.ids,
             type_ids=encoding.type_ids,
             offsets=_offsets(encoding),
+            words=encoding.word_ids,
             target=_target(examples, item, encoding),
             is_truncated=bool(encoding.overflowing),
         )

@@ -18,7 +18,7 @@ from services.executor.train.data import Span
 from services.executor.train.encode import IGNORED, Batch, Encoded, by_length, collate, shuffled
 from services.executor.train.model import Trainee
 from services.executor.train.options import Precision, Progress, Task, TrainOptions
-from services.executor.train.spans import spans_of
+from services.executor.train.spans import first_pieces, spans_of
 
 _WARM_UP = 0.1
 _WEIGHT_DECAY = 0.01
@@ -31,11 +31,6 @@ class Evaluation:
 
     loss: float
     metrics: dict[str, float]
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Order of evaluations: the leading metric, then the loss. Higher is better."""
-        return metrics.merit(self.metrics), -self.loss
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,11 @@ class Loop:
         return self._trainee.task is Task.REGRESSION
 
     def run(self, progress: Progress) -> Fit:
-        """Trains until the last epoch, or until `patience` epochs brought nothing better."""
+        """Trains until the last epoch, or until `patience` epochs brought no lower held-out loss.
+
+        The loss decides, not the metric: on the few examples that a small file can spare, one lucky
+        guess moves an accuracy more than learning does.
+        """
         options = self._options
         rng = random.Random(options.seed)  # noqa: S311 (reproducible by intent)
         steps_an_epoch = math.ceil(len(self._train) / options.batch_size)
@@ -98,7 +97,7 @@ class Loop:
                 schedule.step()
             evaluation = self.evaluate()
             progress.epoch(epoch, evaluation.metrics)
-            if evaluation.rank > best.rank or best_epoch == 0:
+            if best_epoch == 0 or evaluation.loss < best.loss:
                 best, best_epoch, kept = evaluation, epoch, self._weights()
             elif epoch - best_epoch >= options.patience:
                 break
@@ -176,10 +175,10 @@ class Loop:
         return metrics.classification(one_hot[stacked.argmax(1)], one_hot[targets])
 
     def _spans(self, item: Encoded, logits: Tensor) -> Sequence[Span]:
-        """Predicted spans of one text from `[seq, tags]` logits."""
+        """Predicted spans of one text from `[seq, tags]` logits, read as serving reads them."""
         best = logits[: len(item.token_ids)].argmax(-1).tolist()
         tags = [self._trainee.outputs[index] for index in best]
-        return spans_of(item.example.text, tags, item.offsets)
+        return spans_of(item.example.text, *first_pieces(tags, item.offsets, item.words))
 
     def _weights(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self._trainee.trained]

@@ -47,10 +47,3 @@ def span_f1(
 def rmse(predicted: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> dict[str, float]:
     """Root mean squared error, in the unit of the values."""
     return {"rmse": math.sqrt(float(np.square(predicted - true).mean()))}
-
-
-def merit(metrics: dict[str, float]) -> float:
-    """One number, higher is better: the task's leading metric."""
-    if "rmse" in metrics:
-        return -metrics["rmse"]
-    return metrics["span_f1"] if "span_f1" in metrics else metrics["macro_f1"]

@@ -20,6 +20,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.utils import logging as _logging
 
+from services.common.base_config import Architecture, BaseConfig
 from services.common.errors import InvalidArgument
 from services.executor.train.options import Adapter, Task, TrainOptions
 from services.executor.train.spans import tag_names
@@ -29,7 +30,7 @@ _POOLER = "pooler"
 
 
 @dataclass(frozen=True)
-class _Architecture:
+class _Parts:
     """Names of the parts of one model type."""
 
     query_value: tuple[str, ...]
@@ -41,47 +42,24 @@ class _Architecture:
     """Path of the linear map that gives a sequence's logits."""
 
 
-_BERT = _Architecture(
+_BERT = _Parts(
     ("query", "value"), ("key", "value", "output.dense"), ("output.dense",),
     ("classifier",), "classifier",
 )  # fmt: skip
-_ROBERTA = _Architecture(
+_ROBERTA = _Parts(
     ("query", "value"), ("key", "value", "output.dense"), ("output.dense",),
     ("classifier",), "classifier.out_proj",
 )  # fmt: skip
-_DISTILBERT = _Architecture(
+_DISTILBERT = _Parts(
     ("q_lin", "v_lin"), ("k_lin", "v_lin", "lin2"), ("lin2",),
     ("pre_classifier", "classifier"), "classifier",
 )  # fmt: skip
-_ARCHITECTURES = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "distilbert": _DISTILBERT,
+_PARTS = {
+    Architecture.BERT: _BERT,
+    Architecture.ROBERTA: _ROBERTA,
+    Architecture.XLM_ROBERTA: _ROBERTA,
+    Architecture.DISTILBERT: _DISTILBERT,
 }
-
-
-def load_config(base_dir: Path) -> Any:
-    """The base's transformers configuration.
-
-    Raises:
-        InvalidArgument: no readable config.json, or an architecture that is not served.
-    """
-    try:
-        model_type = json.loads((base_dir / "config.json").read_text("utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidArgument("base", f"{base_dir} holds no readable config.json") from error
-    if model_type not in _ARCHITECTURES:
-        known = ", ".join(_ARCHITECTURES)
-        raise InvalidArgument("base", f"architecture {model_type!r} is none of {known}")
-    return transformers.AutoConfig.from_pretrained(base_dir, local_files_only=True)
-
-
-def max_tokens(config: Any) -> int:
-    """Longest input of a base; RoBERTa's positions begin after the padding id."""
-    positions = int(config.max_position_embeddings)
-    is_roberta = _ARCHITECTURES[config.model_type] is _ROBERTA
-    return positions - int(config.pad_token_id) - 1 if is_roberta else positions
 
 
 class Trainee:
@@ -98,14 +76,14 @@ class Trainee:
     """
 
     def __init__(
-        self, options: TrainOptions, config: Any, task: Task, labels: tuple[str, ...]
+        self, options: TrainOptions, config: BaseConfig, task: Task, labels: tuple[str, ...]
     ) -> None:
         self.task = task
         self.base = options.base
         self.outputs = tag_names(labels) if task is Task.TOKEN_CLASSIFICATION else labels
-        self._architecture = _ARCHITECTURES[config.model_type]
-        self.with_types = getattr(config, "type_vocab_size", 0) > 1
-        self.pad_id = int(config.pad_token_id or 0)
+        self._parts = _PARTS[config.architecture]
+        self.with_types = config.type_vocab_size > 1
+        self.pad_id = config.pad_token_id
         model, missing = self._load(options.base_dir)
         adapter = self._adapter_config(options, has_pooler=_POOLER not in missing)
         try:
@@ -136,14 +114,14 @@ class Trainee:
                 label2id={label: i for i, label in enumerate(self.outputs)},
             )
         missing = {_part(name, model.base_model_prefix) for name in info["missing_keys"]}
-        lost = missing - {_POOLER, *self._architecture.sequence_head}
+        lost = missing - {_POOLER, *self._parts.sequence_head}
         if lost:
             raise InvalidArgument("base", f"model.safetensors lacks {', '.join(sorted(lost))}")
         return model, missing
 
     def _adapter_config(self, options: TrainOptions, *, has_pooler: bool) -> Any:
         is_tagger = self.task is Task.TOKEN_CLASSIFICATION
-        saved = ["classifier"] if is_tagger else list(self._architecture.sequence_head)
+        saved = ["classifier"] if is_tagger else list(self._parts.sequence_head)
         if not has_pooler and not is_tagger:
             saved.append(_POOLER)  # trained from scratch, so it must travel with the head
         common: dict[str, Any] = {
@@ -151,15 +129,15 @@ class Trainee:
             "modules_to_save": saved,
         }
         if options.adapter is Adapter.IA3:
-            targets = options.target_modules or self._architecture.ia3
-            inward = [name for name in targets if name in self._architecture.ia3_feed_forward]
+            targets = options.target_modules or self._parts.ia3
+            inward = [name for name in targets if name in self._parts.ia3_feed_forward]
             return peft.IA3Config(
                 target_modules=list(targets), feedforward_modules=inward, **common
             )
         return peft.LoraConfig(
             r=options.rank,
             lora_alpha=options.alpha,
-            target_modules=list(options.target_modules or self._architecture.query_value),
+            target_modules=list(options.target_modules or self._parts.query_value),
             **common,
         )
 
@@ -170,9 +148,9 @@ class Trainee:
 
     def rescale(self, mean: float, deviation: float) -> None:
         """Folds z -> z * deviation + mean into the head, which then gives values, not z."""
-        wrapped = self.model.base_model.model.get_submodule(self._architecture.sequence_head[-1])
+        wrapped = self.model.base_model.model.get_submodule(self._parts.sequence_head[-1])
         head = wrapped.modules_to_save["default"]
-        _, _, inner = self._architecture.logits.partition(".")
+        _, _, inner = self._parts.logits.partition(".")
         linear = head.get_submodule(inner)
         with torch.no_grad():
             linear.weight.mul_(deviation)

@@ -55,10 +55,10 @@ class TrainOptions:
     """LoRA's scale: the update is multiplied by alpha / rank."""
     target_modules: tuple[str, ...] = ()
     """Linear layers to adapt, by suffix. Empty: query and value (LoRA), PEFT's choice (IA3)."""
-    epochs: int = 12
+    epochs: int = 20
     """Passes over the training part at most."""
     patience: int = 3
-    """Epochs without improvement on the held-out part before stopping."""
+    """Epochs without a lower loss on the held-out part before stopping."""
     batch_size: int = 16
     """Texts a step."""
     learning_rate: float | None = None

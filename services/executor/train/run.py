@@ -6,11 +6,12 @@ import time
 
 import torch
 
+from services.common.base_config import BaseConfig
 from services.common.errors import InvalidArgument
 from services.executor.train.data import read_examples
 from services.executor.train.encode import encode, load_tokenizer
 from services.executor.train.loop import Loop
-from services.executor.train.model import Trainee, load_config, max_tokens
+from services.executor.train.model import Trainee
 from services.executor.train.options import Progress, TrainOptions, TrainReport
 from services.executor.train.progress import NoProgress
 from services.executor.train.splits import split
@@ -29,16 +30,18 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
     state is global.
 
     Raises:
-        InvalidArgument: naming the option, or the data's file, line and column.
+        InvalidArgument: naming the option, the key of config.json that is not served, or the
+            data's file, line and column.
+        FailedPrecondition: the base's directory holds no config.json.
     """
     started = time.monotonic()
     progress = progress or NoProgress()
     device = _device(options.device)
-    config = load_config(options.base_dir)
+    config = BaseConfig.from_file(options.base_dir / "config.json")
     examples = read_examples(options.data, options.task)
     if options.out.exists() and not options.out.is_dir():
         raise InvalidArgument("out", f"{options.out} is not a directory")
-    tokenizer = load_tokenizer(options.base_dir, min(options.max_tokens, max_tokens(config)))
+    tokenizer = load_tokenizer(options.base_dir, min(options.max_tokens, config.max_tokens))
     encoded = encode(examples, tokenizer)
     train_part, held_out = split(examples, options.held_out, options.seed)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

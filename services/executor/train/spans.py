@@ -74,6 +74,25 @@ def spans_of(text: str, tags: Sequence[str], offsets: Sequence[Offset]) -> list[
     return spans
 
 
+def first_pieces(
+    tags: Sequence[str], offsets: Sequence[Offset], words: Sequence[int | None]
+) -> tuple[list[str], list[Offset]]:
+    """A tag and the characters of each word: the tag is its first piece's, as serving takes it."""
+    chosen: list[str] = []
+    reach: list[Offset] = []
+    before: int | None = None
+    for tag, (start, end), word in zip(tags, offsets, words, strict=True):
+        if word is None:
+            continue
+        if reach and word == before:
+            reach[-1] = (reach[-1][0], max(reach[-1][1], end))
+            continue
+        before = word
+        chosen.append(tag)
+        reach.append((start, end))
+    return chosen, reach
+
+
 def _belongs(text: str, offset: Offset, span: Span) -> bool:
     """Whether a token shares characters with a span, other than blanks at the token's edges.
 
