@@ -31,7 +31,6 @@ class Registration:
     Args:
         stub: The store.
         executor_id: Unique among members.
-        address: host:port at which gateways reach this process.
         base_digests: The bases served now.
         held_blobs: The blobs in use now.
     """
@@ -41,17 +40,17 @@ class Registration:
         stub: KnowledgeServiceAsyncStub,
         *,
         executor_id: str,
-        address: str,
         base_digests: Callable[[], list[str]],
         held_blobs: Callable[[], list[str]],
     ) -> None:
         self._stub = stub
         self._executor_id = executor_id
-        self._address = address
+        self._address = ""
         self._base_digests = base_digests
         self._held_blobs = held_blobs
         self._is_registered = False
         self._is_reachable = True
+        self._is_ended = False
         self._changed = asyncio.Event()
 
     def announce(self) -> None:
@@ -59,9 +58,14 @@ class Registration:
         self._is_registered = False
         self._changed.set()
 
-    async def run(self) -> None:
-        """Register and renew for ever, a third of the lease apart."""
-        while True:
+    async def run(self, address: str) -> None:
+        """Register and renew until `end`, a third of the lease apart.
+
+        Args:
+            address: host:port at which gateways reach this process.
+        """
+        self._address = address
+        while not self._is_ended:
             self._changed.clear()
             wait_s = await self._renew()
             try:
@@ -72,6 +76,7 @@ class Registration:
 
     async def end(self) -> None:
         """Leave, so that gateways send no further items here."""
+        self._is_ended = True
         try:
             await self._stub.Unregister(
                 pb.UnregisterRequest(member_id=self._executor_id), timeout=1.0

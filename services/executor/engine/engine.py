@@ -50,6 +50,7 @@ class Engine:
     @torch.inference_mode()
     def launch(self, plan: Plan) -> InFlight:
         """Start a batch. On CUDA this returns before it is computed."""
+        plan = _in_order_of_entry(plan)
         try:
             return InFlight(plan, self._forward(plan))
         except Exception as error:
@@ -78,9 +79,10 @@ class Engine:
         items = [row.item for row in plan.rows]
         slots = [row.slot for row in plan.rows]
         segments = Segments([item.num_tokens for item in items], base.device)
+        type_ids = _type_ids(items)
         hidden = base.encoder.embed(
             _to_device(np.concatenate([item.token_ids for item in items]), base.device),
-            _to_device(_type_ids(items, base.type_vocab_size), base.device),
+            None if type_ids is None else _to_device(type_ids, base.device),
             segments,
             _position_offsets(items, base.device),
         )
@@ -95,12 +97,20 @@ class Engine:
         return base.heads.run(slots, hidden, segments)
 
 
-def _type_ids(items: Sequence[Item], type_vocab_size: int) -> NDArray[np.int64]:
-    """int64 `[tokens]`: 1 on the second text of a pair, otherwise 0."""
-    lengths = np.fromiter((item.num_tokens for item in items), np.int64, len(items))
+def _in_order_of_entry(plan: Plan) -> Plan:
+    """The plan with its rows as an encoder wants them: those that enter first come first."""
+    if not any(row.item.entry_layer for row in plan.rows):
+        return plan
+    rows = sorted(plan.rows, key=lambda row: row.item.entry_layer)
+    return Plan(plan.base_digest, tuple(rows))
+
+
+def _type_ids(items: Sequence[Item]) -> NDArray[np.int64] | None:
+    """int64 `[tokens]`: 1 on the second text of a pair, otherwise 0. None if there is no pair."""
     firsts = np.fromiter((item.num_first_segment_tokens for item in items), np.int64, len(items))
-    if type_vocab_size < 2 or not firsts.any():
-        return np.zeros(int(lengths.sum()), np.int64)
+    if not firsts.any():
+        return None
+    lengths = np.fromiter((item.num_tokens for item in items), np.int64, len(items))
     firsts = np.where(firsts == 0, lengths, firsts)
     ends = np.cumsum(lengths)
     position = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)

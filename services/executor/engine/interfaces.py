@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from services.executor.engine.items import ModelKey
+from services.executor.models.attention import KeyValues
 from services.executor.models.bypass import Bypass
 from services.executor.models.segments import Segments
 
@@ -27,11 +28,14 @@ class Encoder(Protocol):
     def embed(
         self,
         token_ids: Tensor,
-        type_ids: Tensor,
+        type_ids: Tensor | None,
         segments: Segments,
         position_offsets: Tensor | None = None,
     ) -> Tensor:
-        """int64 `[tokens]` ids and segment ids, int64 `[rows]` offsets, to `[tokens, hidden]`."""
+        """int64 `[tokens]` ids and types, int64 `[rows]` offsets, to `[tokens, hidden]`.
+
+        None stands for zeros.
+        """
         ...
 
     def run(
@@ -42,9 +46,12 @@ class Encoder(Protocol):
         layers: range,
         bypass: Bypass,
         entry_layers: Sequence[int] | None = None,
-        kv: object | None = None,
+        kv: KeyValues | None = None,
     ) -> Tensor:
-        """`[tokens, hidden]` through a range of layers; a row passes layers below its entry by."""
+        """`[tokens, hidden]` through a range of layers; a row passes layers below its entry by.
+
+        `entry_layers` ascend over the rows; None is all 0.
+        """
         ...
 
 
@@ -110,7 +117,6 @@ class LoadedBase:
         num_layers: Layers of the encoder.
         vocab_size: Token ids are below this.
         max_tokens: Longest row.
-        type_vocab_size: Segment ids are below this; a base with one gets zeros for text pairs too.
         device: Where it computes.
     """
 
@@ -119,7 +125,6 @@ class LoadedBase:
     num_layers: int
     vocab_size: int
     max_tokens: int
-    type_vocab_size: int
     device: torch.device
     encoder: Encoder
     adapters: Adapters
