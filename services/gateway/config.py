@@ -1,0 +1,88 @@
+"""What a gateway can be told.
+
+Read from the environment with the prefix HMI_; knows no default of another service.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+
+from services.common.config import ServiceSettings
+
+MIB = 1 << 20
+
+
+class GatewaySettings(ServiceSettings):
+    """Settings of one gateway process."""
+
+    knowledge_address: str = Field(description="host:port of the knowledge store.")
+    cache_dir: Path = Field(description="Directory for tokenizers and configs, by digest.")
+    advertise_address: str = Field("", description="host:port others reach this gateway at.")
+
+    max_staleness_s: float = Field(
+        300.0,
+        gt=0,
+        description=(
+            "How long keys are believed after the knowledge store was last heard. A key revoked "
+            "while the store cannot reach this gateway lives at most that long; after it every "
+            "call is answered UNAVAILABLE. While the store is connected a revocation takes effect "
+            "at once."
+        ),
+    )
+
+    default_requests_per_second: float = Field(
+        0.0, ge=0, description="Requests a second of a tenant without a quota; 0 is unlimited."
+    )
+    default_tokens_per_second: float = Field(
+        0.0, ge=0, description="Tokens a second of a tenant without a quota; 0 is unlimited."
+    )
+    default_max_queued_items: int = Field(
+        4096, gt=0, description="Items a tenant without a quota may have waiting."
+    )
+    default_max_models: int = Field(
+        10_000, gt=0, description="Models a tenant without a quota may have."
+    )
+    max_queued_items: int = Field(
+        65_536, gt=0, description="Items waiting for all tenants together."
+    )
+    quota_burst_s: float = Field(
+        2.0, gt=0, description="Seconds of a rate quota that can be used at once."
+    )
+
+    max_inputs: int = Field(4096, gt=0, description="Inputs of one Predict call.")
+    piece_inputs: int = Field(
+        256, gt=0, description="Inputs of one call that are tokenized and queued at a time."
+    )
+    stream_window: int = Field(
+        512, gt=0, description="Items of one StreamPredict call in work at a time."
+    )
+    max_text_chars: int = Field(
+        200_000, gt=0, description="Longest text, in code points, that is tokenized at all."
+    )
+    default_deadline_s: float = Field(
+        60.0, gt=0, description="Time to answer where the caller set no deadline."
+    )
+    executor_wait_s: float = Field(
+        30.0,
+        ge=0,
+        description="How long items wait for an executor of their base when there is none.",
+    )
+    max_attempts: int = Field(
+        8,
+        gt=0,
+        description="Executors an item is given to, one after another's death, before it fails.",
+    )
+    tokenizer_threads: int = Field(
+        default_factory=lambda: max(1, min(4, (os.cpu_count() or 1) // 2)),
+        gt=0,
+        description="Threads that tokenize.",
+    )
+
+    max_upload_bytes: int = Field(256 * MIB, gt=0, description="Largest blob of a version.")
+    max_base_bytes: int = Field(16_384 * MIB, gt=0, description="Largest base, all files.")
+    concurrent_uploads: int = Field(
+        8, gt=0, description="Uploads held in memory at a time; further ones wait."
+    )

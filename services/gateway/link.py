@@ -1,0 +1,210 @@
+"""The way to one executor: its Execute and WatchStatus streams, and what is in flight there.
+
+Knows the wire, credit and residency; does not choose items. Connects again by itself for as long as
+it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
+import grpc.aio
+
+from hmi.executor.v1 import executor_pb2 as pb
+from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceStub
+from services.common.errors import HmiError, from_status
+from services.common.knowledge import open_channel
+from services.gateway.domain import Item
+
+if TYPE_CHECKING:
+    from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub
+
+logger = logging.getLogger(__name__)
+
+RETRY_MIN_S = 0.05
+RETRY_MAX_S = 1.0
+
+
+class StreamEnded(Exception):
+    """The executor closed its stream."""
+
+
+class LinkEvents(Protocol):
+    """What a link tells its router."""
+
+    def link_changed(self, link: Link) -> None:
+        """It came up, or has new credit."""
+        ...
+
+    def link_down(self, link: Link, items: list[Item]) -> None:
+        """It broke; `items` were in flight and have no answer."""
+        ...
+
+    def item_answered(self, item: Item, tensor: pb.Tensor) -> None:
+        """An item's answer."""
+        ...
+
+    def item_failed(self, item: Item, error: HmiError) -> None:
+        """An item's error."""
+        ...
+
+
+class Link:
+    """One executor, as the gateway sees it.
+
+    Attributes:
+        credit: Tokens that may still be submitted.
+        load: Tokens in flight.
+        window: Largest credit and load together seen: no item of more tokens can ever be submitted.
+        resident: Digests of the versions in the executor's device memory.
+    """
+
+    def __init__(self, address: str, token: str, gateway_id: str, events: LinkEvents) -> None:
+        self.address = address
+        self.base_digests: frozenset[str] = frozenset()
+        self.credit = 0
+        self.load = 0
+        self.window = 0
+        self.is_up = False
+        self.resident: set[str] = set()
+        self._hinted: set[str] = set()
+        self._in_flight: dict[int, Item] = {}
+        self._outbox: list[pb.Command] = []
+        self._wake = asyncio.Event()
+        self._is_closing = False
+        self._token = token
+        self._gateway_id = gateway_id
+        self._events = events
+
+    def submit(self, item: Item, timeout_ms: int) -> None:
+        """Send an item. Its cost must be within the credit."""
+        cost = item.cost
+        self.credit -= cost
+        self.load += cost
+        self._in_flight[item.item_id] = item
+        encoded = item.encoded
+        submit = pb.Submit(
+            item_id=item.item_id,
+            key=item.version.key,
+            tokenizer_digest=item.tokenizer_digest,
+            token_ids=encoded.ids,
+            num_first_segment_tokens=encoded.num_first,
+            timeout_ms=timeout_ms,
+        )
+        self._hinted.discard(item.version.digest)
+        self._send(pb.Command(submit=submit))
+
+    def cancel(self, item: Item) -> None:
+        """Say that an item's answer is no longer wanted; whatever comes for it is passed over."""
+        if self._in_flight.pop(item.item_id, None) is not None:
+            self.load -= item.cost
+            self._send(pb.Command(cancel=pb.Cancel(item_id=item.item_id)))
+
+    def hint(self, key: pb.ModelKey) -> None:
+        """Say that items of a model wait, once until one of them is submitted."""
+        if key.digest in self.resident or key.digest in self._hinted:
+            return
+        self._hinted.add(key.digest)
+        self._send(pb.Command(hint=pb.Hint(key=key)))
+
+    def close(self) -> None:
+        """Make `run` end at its next cancellation, even if that meets a breaking stream.
+
+        A task group that is cancelled while a child fails raises the child's error alone
+        (CPython 3.11).
+        """
+        self._is_closing = True
+
+    async def run(self) -> None:
+        """Keep connected, until closed and cancelled."""
+        delay_s = RETRY_MIN_S
+        async with open_channel(self.address, self._token) as channel:
+            stub: ExecutorServiceAsyncStub = ExecutorServiceStub(channel)
+            while not self._is_closing:
+                was_up = await self._session(stub)
+                delay_s = RETRY_MIN_S if was_up else min(RETRY_MAX_S, 2 * delay_s)
+                await asyncio.sleep(delay_s)
+
+    async def _session(self, stub: ExecutorServiceAsyncStub) -> bool:
+        """One life of the streams; whether it came up."""
+        call = stub.Execute()
+        self._outbox = [pb.Command(hello=pb.Hello(gateway_id=self._gateway_id))]
+        self._wake.set()
+        was_up = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write(call))
+                group.create_task(self._read(call))
+                group.create_task(self._follow_status(stub))
+        except* (grpc.aio.AioRpcError, StreamEnded, asyncio.InvalidStateError) as broken:
+            if self.is_up:
+                extra = {"address": self.address, "error": repr(broken.exceptions[0])[:500]}
+                logger.warning("lost an executor", extra=extra)
+        finally:
+            call.cancel()
+            was_up = self.is_up
+            self._reset()
+        return was_up
+
+    def _reset(self) -> None:
+        items = list(self._in_flight.values())
+        self._in_flight.clear()
+        self._outbox.clear()
+        self._hinted.clear()
+        self.resident.clear()
+        self.credit = self.load = self.window = 0
+        self.is_up = False
+        self._events.link_down(self, items)
+
+    def _send(self, command: pb.Command) -> None:
+        self._outbox.append(command)
+        self._wake.set()
+
+    async def _write(self, call: Any) -> None:
+        """Everything said since the last write goes in one message."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            commands, self._outbox = self._outbox, []
+            if commands:
+                await call.write(pb.ExecuteRequest(commands=commands))
+
+    async def _read(self, call: Any) -> None:
+        async for response in call:
+            has_credit = False
+            for news in response.news:
+                if news.HasField("credit"):
+                    self.credit += news.credit.num_tokens
+                    has_credit = True
+                elif news.event.is_final:  # an encoder's item has one event, its last
+                    self._finish(news.event)
+            if has_credit:
+                self._take_credit()
+        raise StreamEnded
+
+    def _take_credit(self) -> None:
+        self.window = max(self.window, self.credit + self.load)
+        if not self.is_up:
+            logger.info("connected to an executor", extra={"address": self.address})
+            self.is_up = True
+        self._events.link_changed(self)
+
+    def _finish(self, event: pb.Event) -> None:
+        item = self._in_flight.pop(event.item_id, None)
+        if item is None:  # cancelled meanwhile
+            return
+        self.load -= item.cost
+        if event.HasField("error"):
+            self._events.item_failed(item, from_status(event.error))
+        else:
+            self._events.item_answered(item, event.output)
+
+    async def _follow_status(self, stub: ExecutorServiceAsyncStub) -> None:
+        async for status in stub.WatchStatus(pb.WatchStatusRequest()):
+            self.resident.update(status.loaded_digests)
+            self.resident.difference_update(status.evicted_digests)
+            self._hinted.difference_update(status.loaded_digests)
+        raise StreamEnded

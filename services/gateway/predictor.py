@@ -1,0 +1,198 @@
+"""A request's life: resolve the version, check, tokenize, queue, await, answer.
+
+Knows the order of these steps; each step is another module's. Works in pieces, so that a large
+request neither fills the queue nor holds back small ones; at most two pieces are under way, so that
+executors do not run dry between them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hmi.admin.v1 import resources_pb2
+from hmi.inference.v1 import inference_pb2 as pb
+from services.common.errors import HmiError, InvalidArgument, NotFound
+from services.gateway import metrics
+from services.gateway.answers import prediction
+from services.gateway.config import GatewaySettings
+from services.gateway.domain import Base, Encoded, Item, Reply, Text, Version
+from services.gateway.limits import Limits
+from services.gateway.mirror import Mirror
+from services.gateway.router import Router
+from services.gateway.tokenization import Tokenization, check_lengths, check_texts
+from services.gateway.usage import Usage
+
+_PIECES_UNDER_WAY = 2
+_SINGLE_TEXT_TASKS = (resources_pb2.TASK_TOKEN_CLASSIFICATION, resources_pb2.TASK_EMBEDDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a caller asks.
+
+    `version` 0 lets the traffic split choose; `timeout_s` None is the deployment's default.
+    """
+
+    tenant: str
+    model: str
+    version: int
+    priority: int
+    texts: Sequence[Text]
+    timeout_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A question whose tenant, version and base are known."""
+
+    question: Question
+    tenant: resources_pb2.Tenant
+    version: Version
+    base: Base
+    started: float
+    deadline: float
+
+    @property
+    def with_offsets(self) -> bool:
+        """Whether answers point back into the text."""
+        return self.version.task == resources_pb2.TASK_TOKEN_CLASSIFICATION
+
+
+class Predictor:
+    """Answers questions."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        mirror: Mirror,
+        limits: Limits,
+        tokenization: Tokenization,
+        router: Router,
+        usage: Usage,
+    ) -> None:
+        self._settings = settings
+        self._mirror = mirror
+        self._limits = limits
+        self._tokenization = tokenization
+        self._router = router
+        self._usage = usage
+        self._loop = asyncio.get_running_loop()
+
+    async def answer(self, question: Question) -> tuple[Version, list[pb.Prediction]]:
+        """Every text's prediction, in their order, with the one version that made them.
+
+        Raises:
+            InvalidArgument: No text, too many, or one that is wrong; the field is named.
+            NotFound, FailedPrecondition: No such model, or no version of it to use.
+            ResourceExhausted, Unavailable, DeadlineExceeded: Quota, overload, time.
+        """
+        try:
+            admitted = self._admit(question)
+        except HmiError:
+            self._count_refused(question.tenant, len(question.texts))
+            raise
+        texts = question.texts
+        size = self._piece_size(admitted.tenant)
+        if len(texts) <= size:
+            return admitted.version, await self._answer_piece(admitted, texts)
+        pieces = [texts[start : start + size] for start in range(0, len(texts), size)]
+        return admitted.version, await self._answer_pieces(admitted, pieces)
+
+    def _admit(self, question: Question) -> _Admitted:
+        settings = self._settings
+        started = time.perf_counter()
+        tenant = self._mirror.state.tenants.get(question.tenant)
+        if tenant is None:
+            raise NotFound(f"there is no tenant '{question.tenant}'", reason="TENANT_NOT_FOUND")
+        if not question.texts:
+            raise InvalidArgument("inputs", "must hold at least one input")
+        if len(question.texts) > settings.max_inputs:
+            raise InvalidArgument("inputs", f"must hold at most {settings.max_inputs} inputs")
+        version = self._mirror.version(question.tenant, question.model, question.version)
+        base = self._mirror.base_of(version)
+        takes_pairs = version.task not in _SINGLE_TEXT_TASKS
+        check_texts(question.texts, settings.max_text_chars, takes_pairs=takes_pairs)
+        self._limits.admit_request(tenant)
+        timeout_s = (
+            settings.default_deadline_s if question.timeout_s is None else question.timeout_s
+        )
+        return _Admitted(question, tenant, version, base, started, self._loop.time() + timeout_s)
+
+    async def _answer_pieces(
+        self, admitted: _Admitted, pieces: list[Sequence[Text]]
+    ) -> list[pb.Prediction]:
+        under_way = asyncio.Semaphore(_PIECES_UNDER_WAY)
+
+        async def answer(texts: Sequence[Text]) -> list[pb.Prediction]:
+            async with under_way:
+                return await self._answer_piece(admitted, texts)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(answer(texts)) for texts in pieces]
+        except ExceptionGroup as errors:
+            # The first error ended the others; it is the call's.
+            raise errors.exceptions[0] from None
+        return [answer for task in tasks for answer in task.result()]
+
+    async def _answer_piece(
+        self, admitted: _Admitted, texts: Sequence[Text]
+    ) -> list[pb.Prediction]:
+        try:
+            encoded = await self._tokenization.encode(
+                admitted.base, texts, with_offsets=admitted.with_offsets
+            )
+            check_lengths(texts, encoded, admitted.base.max_tokens)
+            self._check_room(admitted.tenant, len(texts))
+        except HmiError:
+            self._count_refused(admitted.question.tenant, len(texts))
+            raise
+        self._limits.charge_tokens(admitted.tenant, sum(len(tokens.ids) for tokens in encoded))
+        reply = Reply(len(texts))
+        items = self._items(admitted, encoded, reply)
+        self._router.submit(items)
+        metrics.admission_seconds.observe(time.perf_counter() - admitted.started)
+        try:
+            tensors = await reply.future
+        finally:
+            self._router.cancel(items)
+        version = admitted.version
+        return [
+            prediction(version, tensor, tokens, text.text)
+            for tensor, tokens, text in zip(tensors, encoded, texts, strict=True)
+        ]
+
+    def _items(self, admitted: _Admitted, encoded: list[Encoded], reply: Reply) -> list[Item]:
+        now = self._loop.time()
+        weight = admitted.tenant.weight or 1.0
+        return [
+            Item(
+                item_id=self._router.next_item_id(),
+                version=admitted.version,
+                tokenizer_digest=admitted.base.tokenizer_digest,
+                encoded=tokens,
+                weight=weight,
+                priority=admitted.question.priority,
+                deadline=admitted.deadline,
+                queued_at=now,
+                reply=reply,
+                index=index,
+            )
+            for index, tokens in enumerate(encoded)
+        ]
+
+    def _piece_size(self, tenant: resources_pb2.Tenant) -> int:
+        """All pieces under way must fit the tenant's part of the queue."""
+        room = self._limits.max_queued_items(tenant) // _PIECES_UNDER_WAY
+        return max(1, min(self._settings.piece_inputs, room))
+
+    def _check_room(self, tenant: resources_pb2.Tenant, num_new: int) -> None:
+        queue = self._router.queue
+        self._limits.check_room(tenant, num_new, queue.num_items(tenant.name), len(queue))
+
+    def _count_refused(self, tenant: str, num_items: int) -> None:
+        self._usage.of(tenant).num_errors += num_items
+        metrics.refused.inc(num_items)

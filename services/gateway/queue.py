@@ -1,0 +1,196 @@
+"""The fair queue: whose item is next.
+
+A pure data structure in virtual time: no clock, no event loop, no executor. Each tenant has an
+account of the service it got, in tokens divided by its weight; the next item is the one of the
+tenant with the least (VTC: Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024,
+algorithm 2, with the cost known at arrival). A tenant that comes back after idling is lifted to the
+level of those who stayed, so that idling earns no credit; a tenant that got more than its share
+before it left is remembered until the others have caught up.
+
+Items wait in *pools* (the base they need), because an executor's credit admits items of some pools
+only; the account is one for all pools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import Generic, Protocol, TypeVar
+
+
+class Queueable(Protocol):
+    """What the queue needs to know of an item. `item_id` grows with arrival."""
+
+    item_id: int
+    weight: float
+    priority: int
+
+    @property
+    def tenant(self) -> str: ...
+
+    @property
+    def base_digest(self) -> str: ...
+
+    @property
+    def cost(self) -> int: ...
+
+
+T = TypeVar("T", bound=Queueable)
+
+_FORGET_EVERY = 1024
+
+
+@dataclass(slots=True)
+class _Lane(Generic[T]):
+    """A tenant's items in one pool: higher priority first, then older first."""
+
+    heap: list[tuple[int, int, T]] = field(default_factory=list)
+    num_dead: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Account(Generic[T]):
+    """A tenant's service, in tokens divided by weight, and its waiting items."""
+
+    tenant: str
+    service: float
+    num_items: int = 0
+    lanes: dict[str, _Lane[T]] = field(default_factory=dict)
+    in_pools: set[str] = field(default_factory=set)
+
+
+class FairQueue(Generic[T]):
+    """Waiting items of all tenants."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, _Account[T]] = {}
+        self._pools: dict[str, list[tuple[float, int, _Account[T]]]] = {}
+        self._live: dict[int, T] = {}
+        self._charged: set[int] = set()
+        self._level = 0.0
+        self._num_entries = 0
+        self._num_pushes = 0
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, item: T) -> bool:
+        return item.item_id in self._live
+
+    def num_items(self, tenant: str) -> int:
+        """Items of a tenant that wait."""
+        account = self._accounts.get(tenant)
+        return account.num_items if account else 0
+
+    def pools(self) -> list[str]:
+        """Pools that may hold items."""
+        return list(self._pools)
+
+    def items(self, pool: str) -> list[T]:
+        """Waiting items of one pool, oldest first."""
+        return [item for item in self._live.values() if item.base_digest == pool]
+
+    def push(self, item: T) -> None:
+        """Add an item; a tenant that was away is lifted to the level of those who stayed."""
+        self._num_pushes += 1
+        if self._num_pushes % _FORGET_EVERY == 0:
+            self._forget_idle()
+        account = self._accounts.get(item.tenant)
+        if account is None:
+            account = self._accounts[item.tenant] = _Account(item.tenant, self._level)
+        elif account.num_items == 0:
+            account.service = max(account.service, self._level)
+        account.num_items += 1
+        self._live[item.item_id] = item
+        pool = item.base_digest
+        lane = account.lanes.get(pool)
+        if lane is None:
+            lane = account.lanes[pool] = _Lane()
+        heappush(lane.heap, (-item.priority, item.item_id, item))
+        if pool not in account.in_pools:
+            account.in_pools.add(pool)
+            self._enter(pool, account)
+
+    def put_back(self, item: T) -> None:
+        """Add an item that was taken and not served: in its old place, and not charged again."""
+        self.push(item)
+        self._charged.add(item.item_id)
+
+    def first(self, pools: Iterable[str]) -> T | None:
+        """The item that is next among those of `pools`, left where it is."""
+        best: _Account[T] | None = None
+        item: T | None = None
+        for pool in pools:
+            account = self._head(pool)
+            if account is not None and (best is None or account.service < best.service):
+                best, item = account, account.lanes[pool].heap[0][2]
+        return item
+
+    def take(self, item: T) -> None:
+        """Remove an item to be served, and charge its tenant."""
+        account = self._accounts[item.tenant]
+        self._level = max(self._level, account.service)
+        self.remove(item, keep_charged=True)
+        if item.item_id in self._charged:
+            self._charged.discard(item.item_id)
+        else:
+            account.service += item.cost / item.weight
+
+    def remove(self, item: T, *, keep_charged: bool = False) -> bool:
+        """Remove an item without serving it; whether it was there."""
+        if self._live.pop(item.item_id, None) is None:
+            return False
+        if not keep_charged:
+            self._charged.discard(item.item_id)
+        account = self._accounts[item.tenant]
+        account.num_items -= 1
+        lane = account.lanes[item.base_digest]
+        lane.num_dead += 1
+        self._prune(lane)
+        return True
+
+    def _prune(self, lane: _Lane[T]) -> None:
+        """Drop removed items from the front; from everywhere once they are the most."""
+        heap = lane.heap
+        while heap and heap[0][1] not in self._live:
+            heappop(heap)
+            lane.num_dead -= 1
+        if lane.num_dead > len(heap) // 2 + 16:
+            lane.heap = [entry for entry in heap if entry[1] in self._live]
+            heapify(lane.heap)
+            lane.num_dead = 0
+
+    def _enter(self, pool: str, account: _Account[T]) -> None:
+        self._num_entries += 1
+        entry = (account.service, self._num_entries, account)
+        heappush(self._pools.setdefault(pool, []), entry)
+
+    def _head(self, pool: str) -> _Account[T] | None:
+        """The account with the least service that has items in the pool.
+
+        An entry keeps the service of when it was made; accounts only grow, so an outdated entry is
+        never too late and is set right when it comes to the front.
+        """
+        heap = self._pools.get(pool, [])
+        while heap:
+            service, _, account = heap[0]
+            if not account.lanes[pool].heap:
+                heappop(heap)
+                account.in_pools.discard(pool)
+                del account.lanes[pool]
+            elif service != account.service:
+                self._num_entries += 1
+                heapreplace(heap, (account.service, self._num_entries, account))
+            else:
+                return account
+        self._pools.pop(pool, None)
+        return None
+
+    def _forget_idle(self) -> None:
+        """Drop the accounts of absent tenants that the others have caught up with."""
+        self._accounts = {
+            tenant: account
+            for tenant, account in self._accounts.items()
+            if account.num_items or account.in_pools or account.service > self._level
+        }

@@ -1,0 +1,1 @@
+"""The gateway's RPCs: each parses, calls and replies; none decides anything."""

@@ -1,0 +1,212 @@
+"""Texts to token ids, with each base's own tokenizer.
+
+Knows the `tokenizers` library and threads; does not know tenants or models. Texts that wait while a
+thread is busy are encoded together in its next batch, so that under load a thread switch is paid
+once for many requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tokenizers import Encoding, Tokenizer
+
+from services.common.errors import InvalidArgument
+from services.common.knowledge import BlobCache
+from services.gateway.domain import Base, Encoded, Text
+
+BATCH_TEXTS = 64
+
+
+def check_texts(texts: Sequence[Text], max_chars: int, *, takes_pairs: bool) -> None:
+    """What can be said of texts before they are tokenized.
+
+    Raises:
+        InvalidArgument: An empty text, one too long to be tokenized at all, a pair where there may
+            be none.
+    """
+    for text in texts:
+        if not text.text:
+            raise InvalidArgument(f"{text.field}.text", "must not be empty")
+        if len(text.text) > max_chars:
+            raise InvalidArgument(f"{text.field}.text", f"is longer than {max_chars} characters")
+        if text.pair is None:
+            continue
+        if not takes_pairs:
+            raise InvalidArgument(f"{text.field}.text_pair", "this model takes single texts")
+        if not text.pair:
+            raise InvalidArgument(f"{text.field}.text_pair", "must not be empty")
+        if len(text.pair) > max_chars:
+            raise InvalidArgument(
+                f"{text.field}.text_pair", f"is longer than {max_chars} characters"
+            )
+
+
+def check_lengths(texts: Sequence[Text], encoded: Sequence[Encoded], max_tokens: int) -> None:
+    """That no text exceeds what its base can read; nothing is ever cut off.
+
+    Raises:
+        InvalidArgument: naming the text, its length and the limit.
+    """
+    for text, tokens in zip(texts, encoded, strict=True):
+        if len(tokens.ids) > max_tokens:
+            raise InvalidArgument(
+                f"{text.field}.text",
+                f"has {len(tokens.ids)} tokens, and the base reads at most {max_tokens}",
+                reason="TEXT_TOO_LONG",
+            )
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer.json as a tokenizer that neither cuts nor pads."""
+    return without_limits(Tokenizer.from_file(str(path)))
+
+
+def without_limits(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, with the file's truncation and padding turned off."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    texts: Sequence[Text]
+    with_offsets: bool
+    future: asyncio.Future[list[Encoded]]
+
+
+class _Batcher:
+    """One tokenizer's waiting texts."""
+
+    def __init__(self, tokenizer: Tokenizer, pool: ThreadPoolExecutor, num_threads: int) -> None:
+        self._tokenizer = tokenizer
+        self._pool = pool
+        self._num_free = num_threads
+        self._waiting: deque[_Job] = deque()
+
+    def encode(self, texts: Sequence[Text], with_offsets: bool) -> asyncio.Future[list[Encoded]]:
+        future: asyncio.Future[list[Encoded]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Job(texts, with_offsets, future))
+        self._start()
+        return future
+
+    def _start(self) -> None:
+        while self._num_free and self._waiting:
+            jobs, num_texts = [], 0
+            while self._waiting and num_texts < BATCH_TEXTS:
+                job = self._waiting.popleft()
+                if not job.future.done():  # the caller may have gone
+                    jobs.append(job)
+                    num_texts += len(job.texts)
+            if not jobs:
+                return
+            self._num_free -= 1
+            loop = asyncio.get_running_loop()
+            work = loop.run_in_executor(self._pool, self._encode_jobs, jobs)
+            work.add_done_callback(partial(self._finish, jobs))
+
+    def _encode_jobs(self, jobs: list[_Job]) -> list[list[Encoded]]:
+        """Runs in a thread."""
+        answers: list[list[Encoded]] = [[] for _ in jobs]
+        for with_offsets in (False, True):
+            chosen = [i for i, job in enumerate(jobs) if job.with_offsets is with_offsets]
+            inputs = [_input(text) for i in chosen for text in jobs[i].texts]
+            if not inputs:
+                continue
+            if with_offsets:
+                encodings = iter(self._tokenizer.encode_batch(inputs))
+            else:
+                encodings = iter(self._tokenizer.encode_batch_fast(inputs))
+            for i in chosen:
+                answers[i] = [
+                    _encoded(next(encodings), text.pair is not None, with_offsets)
+                    for text in jobs[i].texts
+                ]
+        return answers
+
+    def _finish(self, jobs: list[_Job], done: asyncio.Future[list[list[Encoded]]]) -> None:
+        self._num_free += 1
+        error = done.exception()
+        for position, job in enumerate(jobs):
+            if job.future.done():
+                continue
+            if error is not None:
+                job.future.set_exception(error)
+            else:
+                job.future.set_result(done.result()[position])
+        self._start()
+
+
+def _input(text: Text) -> str | tuple[str, str]:
+    return text.text if text.pair is None else (text.text, text.pair)
+
+
+def _encoded(encoding: Encoding, is_pair: bool, with_offsets: bool) -> Encoded:
+    num_first = 0
+    if is_pair:
+        type_ids = encoding.type_ids
+        # A tokenizer without segments (RoBERTa's) marks all tokens 0: one segment.
+        num_first = type_ids.index(1) if 1 in type_ids else 0
+    if not with_offsets:
+        return Encoded(encoding.ids, num_first)
+    return Encoded(encoding.ids, num_first, encoding.word_ids, encoding.offsets)
+
+
+class Tokenization:
+    """The tokenizers of all bases.
+
+    Args:
+        cache: Where tokenizer.json files come from; they stay on disk, so that a known base
+            outlives the store.
+        num_threads: Threads that tokenize, shared by all bases.
+    """
+
+    def __init__(self, cache: BlobCache, num_threads: int) -> None:
+        self._cache = cache
+        self._num_threads = num_threads
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
+        self._loading: dict[str, asyncio.Task[_Batcher]] = {}
+
+    async def encode(
+        self, base: Base, texts: Sequence[Text], *, with_offsets: bool
+    ) -> list[Encoded]:
+        """Tokenize texts, in their order.
+
+        Raises:
+            NotFound, Unavailable, DataLoss: The tokenizer cannot be read from the store.
+        """
+        task = self._loading.get(base.tokenizer_digest) or self.prefetch(base)
+        batcher = task.result() if task.done() else await asyncio.shield(task)
+        return await batcher.encode(texts, with_offsets)
+
+    def prefetch(self, base: Base) -> asyncio.Task[_Batcher]:
+        """Begin to load a base's tokenizer."""
+        digest = base.tokenizer_digest
+        task = self._loading.get(digest)
+        if task is None:
+            task = self._loading[digest] = asyncio.create_task(self._load(digest))
+            task.add_done_callback(lambda done: self._forget_failed(digest, done))
+        return task
+
+    def close(self) -> None:
+        """Stop the threads and what is loading."""
+        for task in self._loading.values():
+            task.cancel()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _load(self, digest: str) -> _Batcher:
+        path = await self._cache.path(digest)
+        tokenizer = await asyncio.to_thread(load_tokenizer, path)
+        return _Batcher(tokenizer, self._pool, self._num_threads)
+
+    def _forget_failed(self, digest: str, task: asyncio.Task[_Batcher]) -> None:
+        """A failed load is tried again by the next request."""
+        if task.cancelled() or task.exception() is not None:
+            self._loading.pop(digest, None)
