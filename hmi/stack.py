@@ -62,6 +62,7 @@ class LocalStack:
     ) -> None:
         self.data_dir = Path(data_dir).resolve()
         self.admin_key = ""
+        self.knowledge_address = ""
         self.service_token = secrets.token_urlsafe(32)
         self._port = port
         self._device = device
@@ -102,16 +103,15 @@ class LocalStack:
         self._lock()
         self._port = _checked_port(self._port)
         self.admin_key = self._read_or_make_admin_key()
-        knowledge_address = f"{HOST}:{_checked_port(0)}"
+        self.knowledge_address = f"{HOST}:{_checked_port(0)}"
         deadline = time.monotonic() + _START_S
-        for spec in self._specs(knowledge_address):
+        for spec in self._specs():
             self._children[spec.name] = Child(spec, self._on_event)
-        self._start_child("knowledge_store", deadline)
-        self._start_child("gateway", deadline)
+        self._start_children(["knowledge_store"], deadline)
+        self._start_children(["gateway", "executor"], deadline)
         base = self._register_base()
-        self._start_child("executor", deadline)
         waiting = Readiness(deadline, self._check_children)
-        waiting.for_executor(knowledge_address, self.service_token, base.digest)
+        waiting.for_executor(self.knowledge_address, self.service_token, base.digest)
         waiting.for_gateway(self.address)
         address_file = self.data_dir / "address"
         address_file.write_text(self.address + "\n")
@@ -166,23 +166,23 @@ class LocalStack:
         temporary.replace(path)  # whole or not at all: the store keeps only the key's hash
         return key
 
-    def _specs(self, knowledge_address: str) -> list[ChildSpec]:
+    def _specs(self) -> list[ChildSpec]:
         data_dir = str(self.data_dir)
         cache_dir = self.data_dir / "cache"
         settings: dict[str, dict[str, str]] = {
             "knowledge_store": {
-                "HMI_PORT": knowledge_address.rpartition(":")[2],
+                "HMI_PORT": self.knowledge_address.rpartition(":")[2],
                 "HMI_DATA_DIR": data_dir,
                 "HMI_ADMIN_KEY": self.admin_key,
             },
             "gateway": {
                 "HMI_PORT": str(self._port),
-                "HMI_KNOWLEDGE_ADDRESS": knowledge_address,
+                "HMI_KNOWLEDGE_ADDRESS": self.knowledge_address,
                 "HMI_CACHE_DIR": str(cache_dir / "gateway"),
             },
             "executor": {
                 "HMI_PORT": "0",
-                "HMI_KNOWLEDGE_ADDRESS": knowledge_address,
+                "HMI_KNOWLEDGE_ADDRESS": self.knowledge_address,
                 "HMI_CACHE_DIR": str(cache_dir / "executor"),
                 "HMI_BLOB_DIR": str(self.data_dir / "blobs"),
                 "HMI_DEVICE": self._device,
@@ -212,10 +212,13 @@ class LocalStack:
             "HMI_PARENT_PID": str(os.getpid()),
         }
 
-    def _start_child(self, name: str, deadline: float) -> None:
-        child = self._children[name]
-        child.start()
-        child.wait_ready(max(0.0, deadline - time.monotonic()))
+    def _start_children(self, names: list[str], deadline: float) -> None:
+        """Start these at once; return when each is ready."""
+        children = [self._children[name] for name in names]
+        for child in children:
+            child.start()
+        for child in children:
+            child.wait_ready(max(0.0, deadline - time.monotonic()))
 
     def _register_base(self) -> Base:
         with Client(self.address, key=self.admin_key) as client:
