@@ -62,6 +62,8 @@ class Watches:
         try:
             revision = from_revision
             needs_snapshot = revision == 0
+            # Who resumes at the latest revision is told so at once.
+            is_first = not needs_snapshot
             while True:
                 if needs_snapshot:
                     revision, changes = await self._database.snapshot()
@@ -74,8 +76,9 @@ class Watches:
                 for response in responses or ():
                     yield response
                     revision = response.revision
-                if responses == [] and not await self._comes(news):
+                if responses == [] and (is_first or not await self._comes(news)):
                     yield pb.WatchResponse(revision=revision)
+                is_first = False
         finally:
             metrics.watchers.dec()
 
