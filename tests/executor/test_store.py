@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import sys
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,45 +23,11 @@ from services.executor.engine.interfaces import LoadedBase
 from services.executor.follow import Follower
 from services.executor.registration import Registration
 from services.executor.service import Executor, Options
+from tests.executor.children import TOKEN, Child, put_base, running, store_child
 from tests.executor.fake_base import FakeBase, loaded
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
-
-TOKEN = "token"
-
-
-class Store:
-    """A knowledge store's process."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.port = 0
-        self._process: Process | None = None
-
-    async def start(self) -> None:
-        settings = {
-            "HMI_DATA_DIR": str(self.directory),
-            "HMI_SERVICE_TOKEN": TOKEN,
-            "HMI_PORT": str(self.port),
-            "HMI_LEASE_MS": "600",
-        }
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "services.knowledge_store",
-            env={**os.environ, **settings},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        line = (await self._process.stdout.readline()).decode()
-        assert line.startswith("ready: "), line
-        self.port = int(line.rsplit(":", 1)[1])
-
-    async def stop(self) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        await self._process.wait()
 
 
 class Link:
@@ -111,16 +74,9 @@ class Link:
 
     async def put_base(self, name: str) -> resources_pb2.Base:
         """Register a base of three small files."""
-        base = resources_pb2.Base(name=name, architecture="bert", hidden_size=8, num_layers=2)
-        base.max_tokens = 512
-        for file in ("config.json", "tokenizer.json", "model.safetensors"):
-            data = f"{name} {file}".encode()
-            sha256 = await self.blobs.write(data)
-            base.files.add(name=file, sha256=sha256, size_bytes=len(data))
-        lines = sorted(f"{file.sha256}  {file.name}\n" for file in base.files)
-        base.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        base.tokenizer_digest = base.files[1].sha256
-        return (await self.stub.PutBase(pb.PutBaseRequest(base=base))).base
+        names = ("config.json", "tokenizer.json", "model.safetensors")
+        files = {file: f"{name} {file}".encode() for file in names}
+        return await put_base(self.stub, name, files)
 
     async def members(self) -> dict[str, pb.Member]:
         """Who the store says is there."""
@@ -154,20 +110,24 @@ async def eventually(is_so: Callable[[], bool], timeout_s: float = 15.0) -> None
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(tmp_path / "store")
-    await store.start()
-    yield store
-    await store.stop()
+async def store(tmp_path: Path) -> AsyncIterator[Child]:
+    async with running(store_child(tmp_path / "store")) as store:
+        yield store
 
 
 @pytest.fixture
-async def link(store: Store, tmp_path: Path) -> AsyncIterator[Link]:
-    async with open_channel(f"127.0.0.1:{store.port}", TOKEN) as channel:
+async def link(store: Child, tmp_path: Path) -> AsyncIterator[Link]:
+    async with open_channel(store.address, TOKEN) as channel:
         link = Link(channel, tmp_path)
         async with link.executor:
             yield link
         await link.end()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Path:
+    """The store's blob directory."""
+    return tmp_path / "store" / "blobs"
 
 
 async def test_bases_load_at_the_start_and_when_they_are_added(link: Link) -> None:
@@ -187,30 +147,30 @@ async def test_starting_waits_for_the_store_but_not_for_a_base(link: Link) -> No
     assert link.executor.bases == {}
 
 
-async def test_missing_weights_stop_the_start(link: Link, store: Store) -> None:
+async def test_missing_weights_stop_the_start(link: Link, blobs: Path) -> None:
     base = await link.put_base("first")
     weights = base.files[2].sha256
-    (store.directory / "blobs" / weights[:2] / weights).unlink()
+    (blobs / weights[:2] / weights).unlink()
     link.begin(link.follower.run())
     with pytest.raises(FailedPrecondition):
         await link.bases.start()
 
 
 async def test_shared_blobs_are_read_in_place_and_verified(
-    link: Link, store: Store, tmp_path: Path
+    link: Link, blobs: Path, tmp_path: Path
 ) -> None:
-    files = BlobFiles(BlobCache(tmp_path / "other", link.blobs), store.directory / "blobs")
+    files = BlobFiles(BlobCache(tmp_path / "other", link.blobs), blobs)
     sha256 = await link.blobs.write(b"weights")
     path = await files.path(sha256)
-    assert path == store.directory / "blobs" / sha256[:2] / sha256
+    assert path == blobs / sha256[:2] / sha256
     torn = await link.blobs.write(b"other weights")
-    (store.directory / "blobs" / torn[:2] / torn).chmod(0o600)
-    (store.directory / "blobs" / torn[:2] / torn).write_bytes(b"torn")
+    (blobs / torn[:2] / torn).chmod(0o600)
+    (blobs / torn[:2] / torn).write_bytes(b"torn")
     with pytest.raises(DataLoss):
         await files.path(torn)
 
 
-async def test_a_member_stays_known_through_the_stores_restart(link: Link, store: Store) -> None:
+async def test_a_member_stays_known_through_the_stores_restart(link: Link, store: Child) -> None:
     link.begin(link.follower.run())
     link.begin(link.registration.run("127.0.0.1:1"))
     await link.bases.start()
