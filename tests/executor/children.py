@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 from hmi.admin.v1 import resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.knowledge import Blobs
+from tests.executor.gateway import TOKEN
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
-
-TOKEN = "token"
 
 
 class Child:
@@ -108,3 +107,26 @@ async def put_base(
     lines = sorted(f"{file.sha256}  {file.name}\n" for file in base.files)
     base.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     return (await stub.PutBase(pb.PutBaseRequest(base=base))).base
+
+
+async def members(stub: KnowledgeServiceAsyncStub) -> dict[str, pb.Member]:
+    """Who the store says is there, by id."""
+    found: dict[str, pb.Member] = {}
+    call = stub.Watch(pb.WatchRequest())
+    async for response in call:
+        for change in response.changes:
+            if change.HasField("member"):
+                found[change.member.member_id] = change.member
+        if response.is_snapshot_end:
+            break
+    call.cancel()
+    return found
+
+
+async def until_members(
+    stub: KnowledgeServiceAsyncStub, are_so: Callable[[dict[str, pb.Member]], bool]
+) -> None:
+    """Wait for the members to be so."""
+    async with asyncio.timeout(30):
+        while not are_so(await members(stub)):  # noqa: ASYNC110  they change in another process
+            await asyncio.sleep(0.02)

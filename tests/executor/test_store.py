@@ -23,8 +23,9 @@ from services.executor.engine.interfaces import LoadedBase
 from services.executor.follow import Follower
 from services.executor.registration import Registration
 from services.executor.service import Executor, Options
-from tests.executor.children import TOKEN, Child, put_base, running, store_child
+from tests.executor.children import Child, members, put_base, running, store_child, until_members
 from tests.executor.fake_base import FakeBase, loaded
+from tests.executor.gateway import TOKEN
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -77,25 +78,6 @@ class Link:
         names = ("config.json", "tokenizer.json", "model.safetensors")
         files = {file: f"{name} {file}".encode() for file in names}
         return await put_base(self.stub, name, files)
-
-    async def members(self) -> dict[str, pb.Member]:
-        """Who the store says is there."""
-        found: dict[str, pb.Member] = {}
-        call = self.stub.Watch(pb.WatchRequest())
-        async for response in call:
-            for change in response.changes:
-                if change.HasField("member"):
-                    found[change.member.member_id] = change.member
-            if response.is_snapshot_end:
-                break
-        call.cancel()
-        return found
-
-    async def until(self, is_so: Callable[[dict[str, pb.Member]], bool]) -> None:
-        """Wait for the members to be so."""
-        async with asyncio.timeout(15):
-            while not is_so(await self.members()):  # noqa: ASYNC110  as in `eventually`
-                await asyncio.sleep(0.02)
 
 
 def served(members: dict[str, pb.Member]) -> list[str]:
@@ -174,13 +156,13 @@ async def test_a_member_stays_known_through_the_stores_restart(link: Link, store
     link.begin(link.follower.run())
     link.begin(link.registration.run("127.0.0.1:1"))
     await link.bases.start()
-    await link.until(lambda members: "executor-1" in members)
+    await until_members(link.stub, lambda members: "executor-1" in members)
     await store.stop()
     await asyncio.sleep(0.7)
     await store.start()
     await link.channel.channel_ready()
     base = await link.put_base("late")
     link.begin(link.bases.run())
-    await link.until(lambda members: served(members) == [base.digest])
+    await until_members(link.stub, lambda members: served(members) == [base.digest])
     await link.registration.end()
-    assert "executor-1" not in await link.members()
+    assert "executor-1" not in await members(link.stub)
