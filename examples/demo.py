@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,27 +94,20 @@ def run(console: Console) -> None:
         DemoError: An answer came from another model than asked, or the answers are no good.
     """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="hmi-demo-") as directory:
-        root = Path(directory)
-        stack = LocalStack(root / "data", port=0)
-        with bars_on(console) as bars, ThreadPoolExecutor(1) as trainer:
-            # The stack starts on this thread: its processes die with the thread that made them.
-            reports = [trainer.submit(fit, plan, root / plan.model, bars) for plan in PLANS]
-            waiting = bars.add_task("local stack", total=None, status="starting")
-            try:
-                stack.start()
-                bars.update(waiting, total=1, completed=1, status=f"serving on {stack.address}")
-                keys = push_all(stack, reports, bars)
-            except BaseException:
-                trainer.shutdown(cancel_futures=True)
-                stack.stop()
-                raise
-        try:
-            began = time.monotonic()
-            asked = asyncio.run(ask_all(stack.address, keys, read_questions()))
-            took_ms = (time.monotonic() - began) * 1e3
-        finally:
-            stack.stop()
+    with ExitStack() as closing:
+        root = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="hmi-demo-")))
+        bars = closing.enter_context(bars_on(console))
+        trainer = ThreadPoolExecutor(1)
+        closing.callback(trainer.shutdown, cancel_futures=True)
+        waiting = bars.add_task("local stack", total=None, status="starting")
+        reports = [trainer.submit(fit, plan, root / plan.model, bars) for plan in PLANS]
+        # The stack starts on this thread: its processes die with the thread that made them.
+        stack = closing.enter_context(LocalStack(root / "data", port=0))
+        bars.update(waiting, total=1, completed=1, status=f"serving on {stack.address}")
+        keys = push_all(stack, reports, bars)
+        began = time.monotonic()
+        asked = asyncio.run(ask_all(stack.address, keys, read_questions()))
+        took_ms = (time.monotonic() - began) * 1e3
     console.print(table(asked))
     num_as_expected = check(asked)
     console.print(
