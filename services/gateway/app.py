@@ -15,17 +15,27 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from hmi.admin.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
+from hmi.admin.v1.tenant_pb2_grpc import add_TenantServiceServicer_to_server
 from hmi.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
+from hmi.oip.v1.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from services.common.knowledge import BlobCache, Blobs, open_channel
+from services.gateway.admission import Admission
 from services.gateway.auth import Authenticator
+from services.gateway.bases import BaseUploads
+from services.gateway.budget import ByteBudget
 from services.gateway.config import GatewaySettings
 from services.gateway.limits import Limits
 from services.gateway.mirror import Mirror
 from services.gateway.predictor import Predictor
 from services.gateway.router import Router
 from services.gateway.servicers.inference import InferenceServicer
+from services.gateway.servicers.models import ModelServicer
+from services.gateway.servicers.oip import OpenInferenceServicer
+from services.gateway.servicers.tenants import TenantServicer
 from services.gateway.tokenization import Tokenization
+from services.gateway.uploads import VersionUploads
 from services.gateway.usage import Usage
 from services.gateway.watch import follow
 
@@ -43,6 +53,12 @@ class App:
     knowledge: KnowledgeServiceAsyncStub
     mirror: Mirror
     router: Router
+
+
+def _prefetch(tokenization: Tokenization, mirror: Mirror) -> None:
+    """Load every base's tokenizer before it is asked for, and before the store may be away."""
+    for base in mirror.state.bases.values():
+        tokenization.prefetch(base)
 
 
 @asynccontextmanager
@@ -64,11 +80,27 @@ async def open_app(settings: GatewaySettings, gateway_id: str) -> AsyncIterator[
             auth = Authenticator(mirror, settings.max_staleness_s)
             predictor = Predictor(settings, mirror, limits, tokenization, router, usage)
             inference = InferenceServicer(auth, predictor, settings.stream_window)
+            admission = Admission(cache, settings.max_upload_bytes)
+            memory = ByteBudget(settings.upload_memory_bytes)
+            uploads = VersionUploads(
+                knowledge, mirror, admission, settings.max_upload_bytes, memory
+            )
+            bases = BaseUploads(knowledge, mirror, settings.max_base_bytes)
+            tenants = TenantServicer(auth, knowledge, mirror, usage, router)
+            models = ModelServicer(auth, knowledge, mirror, bases, uploads, settings.upload_idle_s)
+            oip = OpenInferenceServicer(auth, mirror, router, predictor)
             adders: Adders = {
                 "hmi.inference.v1.InferenceService": partial(
                     add_InferenceServiceServicer_to_server, inference
                 ),
+                "hmi.admin.v1.TenantService": partial(add_TenantServiceServicer_to_server, tenants),
+                "hmi.admin.v1.ModelService": partial(add_ModelServiceServicer_to_server, models),
+                "inference.GRPCInferenceService": partial(
+                    add_GRPCInferenceServiceServicer_to_server, oip
+                ),
             }
+            mirror.on_change(lambda: _prefetch(tokenization, mirror))
+            _prefetch(tokenization, mirror)
             yield App(adders, knowledge, mirror, router)
         finally:
             following.cancel()

@@ -42,9 +42,6 @@ class GatewaySettings(ServiceSettings):
     default_max_queued_items: int = Field(
         4096, gt=0, description="Items a tenant without a quota may have waiting."
     )
-    default_max_models: int = Field(
-        10_000, gt=0, description="Models a tenant without a quota may have."
-    )
     max_queued_items: int = Field(
         65_536, gt=0, description="Items waiting for all tenants together."
     )
@@ -83,6 +80,11 @@ class GatewaySettings(ServiceSettings):
 
     max_upload_bytes: int = Field(256 * MIB, gt=0, description="Largest blob of a version.")
     max_base_bytes: int = Field(16_384 * MIB, gt=0, description="Largest base, all files.")
-    concurrent_uploads: int = Field(
-        8, gt=0, description="Uploads held in memory at a time; further ones wait."
+    upload_memory_bytes: int = Field(
+        1024 * MIB,
+        gt=0,
+        description="What uploads together hold in memory; further ones wait.",
+    )
+    upload_idle_s: float = Field(
+        30.0, gt=0, description="An upload from which nothing comes for so long is ended."
     )

@@ -91,11 +91,12 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One input, and its place in the request for error messages (`inputs[3]`)."""
+    """One input, and its place in the request for error messages (`inputs[3].text`)."""
 
     text: str
     pair: str | None
     field: str
+    pair_field: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,11 @@ class Model:
                 return target.version
         return None
 
+    def most_traffic(self) -> int:
+        """Number of the version with the most traffic; 0 if none is active."""
+        traffic = list(self.pb.traffic) if self.pb else []
+        return max(traffic, key=lambda target: target.percent).version if traffic else 0
+
 
 @dataclass(slots=True)
 class State:

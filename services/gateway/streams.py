@@ -1,4 +1,4 @@
-"""A stream of independent items, answered as they finish.
+"""Streams: independent items answered as they finish, and messages that must keep coming.
 
 Knows item ids and how many may be in work at a time; does not know what an item is. A full window
 stops reading, so that the caller is held back by flow control.
@@ -10,7 +10,26 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
-from services.common.errors import InvalidArgument
+from services.common.errors import DeadlineExceeded, InvalidArgument
+
+M = TypeVar("M")
+
+
+async def kept_alive(messages: AsyncIterator[M], idle_s: float) -> AsyncIterator[M]:
+    """The messages, as long as one comes every `idle_s` seconds.
+
+    Raises:
+        DeadlineExceeded: None came: what the stream holds is wanted by others.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                message = await anext(messages, None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing came for {idle_s} s", reason="IDLE") from None
+        if message is None:
+            return
+        yield message
 
 
 class HasItemId(Protocol):

@@ -33,19 +33,17 @@ def check_texts(texts: Sequence[Text], max_chars: int, *, takes_pairs: bool) -> 
     """
     for text in texts:
         if not text.text:
-            raise InvalidArgument(f"{text.field}.text", "must not be empty")
+            raise InvalidArgument(text.field, "must not be empty")
         if len(text.text) > max_chars:
-            raise InvalidArgument(f"{text.field}.text", f"is longer than {max_chars} characters")
+            raise InvalidArgument(text.field, f"is longer than {max_chars} characters")
         if text.pair is None:
             continue
         if not takes_pairs:
-            raise InvalidArgument(f"{text.field}.text_pair", "this model takes single texts")
+            raise InvalidArgument(text.pair_field, "this model takes single texts")
         if not text.pair:
-            raise InvalidArgument(f"{text.field}.text_pair", "must not be empty")
+            raise InvalidArgument(text.pair_field, "must not be empty")
         if len(text.pair) > max_chars:
-            raise InvalidArgument(
-                f"{text.field}.text_pair", f"is longer than {max_chars} characters"
-            )
+            raise InvalidArgument(text.pair_field, f"is longer than {max_chars} characters")
 
 
 def check_lengths(texts: Sequence[Text], encoded: Sequence[Encoded], max_tokens: int) -> None:
@@ -57,7 +55,7 @@ def check_lengths(texts: Sequence[Text], encoded: Sequence[Encoded], max_tokens:
     for text, tokens in zip(texts, encoded, strict=True):
         if len(tokens.ids) > max_tokens:
             raise InvalidArgument(
-                f"{text.field}.text",
+                text.field,
                 f"has {len(tokens.ids)} tokens, and the base reads at most {max_tokens}",
                 reason="TEXT_TOO_LONG",
             )

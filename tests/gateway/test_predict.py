@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from typing import Any
 
-import grpc
-import grpc.aio
 import numpy as np
 import pytest
 

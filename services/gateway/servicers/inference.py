@@ -23,7 +23,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 def text_from_pb(message: pb.TextInput, field: str) -> Text:
     """An input, and the path by which errors name it."""
-    return Text(message.text, message.text_pair if message.HasField("text_pair") else None, field)
+    pair = message.text_pair if message.HasField("text_pair") else None
+    return Text(message.text, pair, f"{field}.text", f"{field}.text_pair")
 
 
 class InferenceServicer(InferenceServiceServicer):

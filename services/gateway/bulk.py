@@ -1,0 +1,165 @@
+"""Many versions over one stream, committed in groups.
+
+Knows the stream of headers and bytes; each upload's checks are `uploads`'. What arrives while one
+group is committed is the next group, so a fast sender gets large groups and a slow one no delay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from hmi.admin.v1 import model_pb2, resources_pb2
+from services.common.errors import DataLoss, HmiError, InvalidArgument
+from services.gateway.domain import Base
+from services.gateway.uploads import Checked, VersionUploads
+
+GROUP_VERSIONS = 128
+Outcome = resources_pb2.Version | HmiError
+
+
+@dataclass(slots=True, eq=False)
+class _Arriving:
+    """One upload of the stream. With an error, its further bytes are passed over."""
+
+    position: int
+    header: model_pb2.UploadHeader
+    base: Base | None
+    held_bytes: int
+    data: bytearray
+    error: HmiError | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.error is None and len(self.data) == self.header.size_bytes
+
+    def add(self, chunk: bytes) -> None:
+        if self.error is not None:
+            return
+        if len(self.data) + len(chunk) > self.header.size_bytes:
+            self.fail(InvalidArgument("chunk", "more bytes than header.size_bytes"))
+        else:
+            self.data += chunk
+
+    def fail(self, error: HmiError) -> None:
+        self.error = error
+        self.data.clear()
+
+
+class BulkUpload:
+    """One UploadVersions call."""
+
+    def __init__(self, uploads: VersionUploads, tenant: str) -> None:
+        self._uploads = uploads
+        self._tenant = tenant
+        self._arrived: asyncio.Queue[_Arriving | None] = asyncio.Queue(GROUP_VERSIONS)
+        self._latest: _Arriving | None = None
+        self._held: set[_Arriving] = set()
+
+    async def run(
+        self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]
+    ) -> AsyncIterator[tuple[int, Outcome]]:
+        """Each upload's position and outcome.
+
+        Raises:
+            InvalidArgument: Bytes before the first header.
+        """
+        reader = asyncio.create_task(self._read(parts))
+        try:
+            is_open = True
+            while is_open:
+                group = [await self._arrived.get()]
+                while len(group) < GROUP_VERSIONS and not self._arrived.empty():
+                    group.append(self._arrived.get_nowait())
+                is_open = None not in group
+                for outcome in await self._commit([entry for entry in group if entry]):
+                    yield outcome
+            await reader
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            for entry in list(self._held):
+                self._release(entry)
+
+    async def _read(self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]) -> None:
+        position = 0
+        try:
+            async for part in parts:
+                if part.HasField("header"):
+                    await self._hand_over_unfinished()
+                    self._latest = await self._begin(position, part.header)
+                    position += 1
+                elif self._latest is None and position == 0:
+                    raise InvalidArgument("part", "the first message must be a header")
+                elif self._latest is not None:
+                    self._latest.add(part.chunk)
+                else:
+                    raise InvalidArgument("chunk", "more bytes than header.size_bytes")
+                if self._latest is not None and self._latest.is_whole:
+                    await self._arrived.put(self._latest)
+                    self._latest = None
+            await self._hand_over_unfinished()
+        finally:
+            await self._arrived.put(None)
+
+    async def _begin(self, position: int, header: model_pb2.UploadHeader) -> _Arriving:
+        entry = _Arriving(position, header, None, 0, bytearray())
+        try:
+            entry.base = self._uploads.check_header(header)
+            if header.offset:
+                raise InvalidArgument("header.offset", "must be 0 in a bulk upload")
+        except HmiError as error:
+            entry.fail(error)
+            return entry
+        await self._uploads.memory.acquire(header.size_bytes)
+        entry.held_bytes = header.size_bytes
+        self._held.add(entry)
+        return entry
+
+    async def _hand_over_unfinished(self) -> None:
+        entry, self._latest = self._latest, None
+        if entry is None:
+            return
+        if entry.error is None:
+            entry.fail(
+                DataLoss(
+                    f"{len(entry.data)} of {entry.header.size_bytes} bytes came: send it again",
+                    reason="UPLOAD_TRUNCATED",
+                )
+            )
+        await self._arrived.put(entry)
+
+    async def _commit(self, group: Sequence[_Arriving]) -> list[tuple[int, Outcome]]:
+        """Check all, then commit those that passed together."""
+        results = await asyncio.gather(*(self._checked(entry) for entry in group))
+        passed = [result for result in results if isinstance(result, Checked)]
+        committed: list[Outcome] = []
+        if passed:
+            try:
+                committed = await self._uploads.commit(passed)
+            except HmiError as error:
+                committed = [error] * len(passed)
+        left = iter(committed)
+        outcomes = []
+        for entry, result in zip(group, results, strict=True):
+            self._release(entry)
+            outcome: Outcome = next(left) if isinstance(result, Checked) else result
+            outcomes.append((entry.position, outcome))
+        return outcomes
+
+    async def _checked(self, entry: _Arriving) -> Checked | HmiError:
+        if entry.error is not None or entry.base is None:
+            return entry.error or DataLoss("the upload was not begun")
+        try:
+            return await self._uploads.checked(
+                self._tenant, entry.header, bytes(entry.data), entry.base
+            )
+        except HmiError as error:
+            return error
+
+    def _release(self, entry: _Arriving) -> None:
+        self._held.discard(entry)
+        if entry.held_bytes:
+            self._uploads.memory.release(entry.held_bytes)
+            entry.held_bytes = 0

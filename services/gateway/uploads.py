@@ -1,0 +1,258 @@
+"""Versions on their way in: collect the bytes, check them, store the blob, commit the version.
+
+Knows upload streams and the store; what a blob holds is admission's. A whole upload is checked
+before the store sees it; a resumed one, whose beginning only the store has, goes to the store and
+is checked there. Only a blob that one of the tenant's own versions has can be named without its
+bytes: a digest is no proof of having them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc.aio
+from google.rpc import status_pb2
+
+from hmi.admin.v1 import model_pb2, resources_pb2
+from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.common.errors import (
+    DataLoss,
+    FailedPrecondition,
+    HmiError,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    from_status,
+)
+from services.common.ids import check_name, check_sha256
+from services.common.knowledge import Blobs
+from services.gateway.admission import Admission
+from services.gateway.budget import ByteBudget
+from services.gateway.domain import Base
+from services.gateway.mirror import Mirror
+from services.gateway.store_calls import ask, passed_on
+
+if TYPE_CHECKING:
+    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
+_MAX_REQUEST_ID_CHARS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A version whose blob is checked, to be committed."""
+
+    new: pb.NewVersion
+    blob: bytes
+
+
+class VersionUploads:
+    """Takes versions.
+
+    Args:
+        max_bytes: Largest blob.
+        memory: What all uploads together may hold in memory.
+    """
+
+    def __init__(
+        self,
+        stub: KnowledgeServiceAsyncStub,
+        mirror: Mirror,
+        admission: Admission,
+        max_bytes: int,
+        memory: ByteBudget,
+    ) -> None:
+        self._stub = stub
+        self._blobs = Blobs(stub)
+        self._mirror = mirror
+        self._admission = admission
+        self._max_bytes = max_bytes
+        self._keeping: set[asyncio.Task[None]] = set()
+        self.memory = memory
+
+    async def held_bytes(self, tenant: str, sha256: str) -> int:
+        """How much of a blob need not be sent again."""
+        check_sha256("sha256", sha256)
+        held = await ask(self._stub.StatBlob(pb.StatBlobRequest(sha256=sha256)))
+        if held.is_complete and not self._mirror.owns_blob(tenant, sha256):
+            return 0
+        return held.committed_bytes
+
+    def check_header(self, header: model_pb2.UploadHeader) -> Base:
+        """The base of an announced upload.
+
+        Raises:
+            InvalidArgument: A field of the header.
+            NotFound: The base.
+            ResourceExhausted: Too large.
+        """
+        check_name("header.model", header.model)
+        check_name("header.base", header.base)
+        check_sha256("header.sha256", header.sha256)
+        if len(header.request_id) > _MAX_REQUEST_ID_CHARS:
+            raise InvalidArgument(
+                "header.request_id", f"is longer than {_MAX_REQUEST_ID_CHARS} characters"
+            )
+        if not header.size_bytes:
+            raise InvalidArgument("header.size_bytes", "must be at least 1")
+        if header.size_bytes > self._max_bytes:
+            raise ResourceExhausted(
+                f"header.size_bytes: {header.size_bytes} is more than the {self._max_bytes} bytes "
+                "that a version may have",
+                reason="UPLOAD_TOO_LARGE",
+            )
+        if header.offset > header.size_bytes:
+            raise InvalidArgument("header.offset", "is beyond size_bytes")
+        base = self._mirror.state.bases.get(header.base)
+        if base is None:
+            raise NotFound(f"there is no base '{header.base}'", reason="BASE_NOT_FOUND")
+        return base
+
+    async def upload(
+        self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+    ) -> resources_pb2.Version:
+        """One version.
+
+        Raises:
+            InvalidArgument, NotFound, FailedPrecondition, ResourceExhausted: As UploadVersion's
+                contract says.
+            DataLoss: The bytes end early; what came is kept.
+        """
+        base = self.check_header(header)
+        async with self.memory.holding(header.size_bytes):
+            if header.offset:
+                blob = await self._resumed(tenant, header, chunks)
+            else:
+                blob = await self._collected(header, chunks)
+            checked = await self.checked(tenant, header, blob, base)
+            [outcome] = await self.commit([checked])
+        if isinstance(outcome, HmiError):
+            raise outcome
+        return outcome
+
+    async def checked(
+        self, tenant: str, header: model_pb2.UploadHeader, blob: bytes, base: Base
+    ) -> Checked:
+        """A collected blob, checked.
+
+        Raises:
+            InvalidArgument: It cannot be served.
+        """
+        version = await self._admission.check(tenant, header, blob, base)
+        new = pb.NewVersion(
+            version=version, no_activate=header.no_activate, request_id=header.request_id
+        )
+        return Checked(new, blob)
+
+    async def commit(self, group: Sequence[Checked]) -> list[resources_pb2.Version | HmiError]:
+        """Store the blobs, then add the versions in one transaction; an outcome each.
+
+        Raises:
+            HmiError: The store cannot do it now; no version was added.
+        """
+        await asyncio.gather(*(self._blobs.write(checked.blob) for checked in group))
+        request = pb.CreateVersionsRequest(versions=[checked.new for checked in group])
+        created = (await ask(self._stub.CreateVersions(request))).versions
+        outcomes = [_outcome(entry) for entry in created]
+        versions = [entry for entry in outcomes if isinstance(entry, resources_pb2.Version)]
+        await self._mirror.until(lambda: all(self._is_known(version) for version in versions))
+        return outcomes
+
+    def _is_known(self, version: resources_pb2.Version) -> bool:
+        model = self._mirror.state.models.get(version.tenant, {}).get(version.model)
+        return (
+            model is not None and model.pb is not None and model.pb.last_version >= version.number
+        )
+
+    async def _collected(
+        self, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+    ) -> bytes:
+        data = bytearray()
+        is_whole = False
+        try:
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > header.size_bytes:
+                    raise InvalidArgument("chunk", "more bytes than header.size_bytes")
+            is_whole = len(data) == header.size_bytes
+        except asyncio.CancelledError:
+            self._keep_later(header, bytes(data))
+            raise
+        if not is_whole:
+            await self._keep(header, bytes(data))
+            raise _truncated(len(data), header.size_bytes)
+        return bytes(data)
+
+    async def _resumed(
+        self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+    ) -> bytes:
+        held = await self.held_bytes(tenant, header.sha256)
+        if header.offset != held:
+            raise FailedPrecondition(
+                f"header.offset: the store holds {held} bytes of this blob", reason="WRONG_OFFSET"
+            )
+        if header.offset < header.size_bytes:
+            await self._write_rest(header, chunks)
+        return await self._blobs.read(header.sha256)
+
+    async def _write_rest(
+        self, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+    ) -> None:
+        call = self._stub.WriteBlob()
+        try:
+            await call.write(
+                pb.WriteBlobRequest(
+                    sha256=header.sha256, size_bytes=header.size_bytes, offset=header.offset
+                )
+            )
+            async for chunk in chunks:
+                await call.write(pb.WriteBlobRequest(data=chunk))
+            await call.done_writing()
+        except asyncio.InvalidStateError:
+            pass  # the store ended the call, and says why below
+        except grpc.aio.AioRpcError as error:
+            raise passed_on(error) from error
+        except BaseException:
+            call.cancel()
+            raise
+        await ask(call)
+
+    def _keep_later(self, header: model_pb2.UploadHeader, data: bytes) -> None:
+        """The caller is gone: keep what came without it."""
+        task = asyncio.create_task(self._keep(header, data))
+        self._keeping.add(task)
+        task.add_done_callback(self._keeping.discard)
+
+    async def _keep(self, header: model_pb2.UploadHeader, data: bytes) -> None:
+        """Let the store keep the beginning of a blob, for a resume."""
+        if not data:
+            return
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(data), 1 << 20):
+                yield data[start : start + (1 << 20)]
+
+        begin = model_pb2.UploadHeader(sha256=header.sha256, size_bytes=header.size_bytes)
+        try:
+            await self._write_rest(begin, pieces())
+        except DataLoss:
+            return  # as it must be: the store has taken what there was
+        except HmiError:
+            return  # nothing is kept then; the caller begins again
+
+
+def _outcome(created: pb.CreatedVersion) -> resources_pb2.Version | HmiError:
+    if created.error_code == 0:
+        return created.version
+    status = status_pb2.Status(code=created.error_code, message=created.error_message)
+    return from_status(status)
+
+
+def _truncated(num_bytes: int, size_bytes: int) -> DataLoss:
+    return DataLoss(
+        f"the stream ended after {num_bytes} of {size_bytes} bytes: resume it",
+        reason="UPLOAD_TRUNCATED",
+    )
