@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from hmi.client import AsyncClient, Client
     from hmi.errors import HmiError
 
-__all__ = ["AsyncClient", "Client", "HmiError"]
+__all__ = ["AsyncClient", "Client", "HmiError", "__version__"]
+
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:

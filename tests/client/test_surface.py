@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import tomllib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hmi
 from hmi.bases import REQUIRED
 from hmi.client import AsyncClient, Client, Item, Push, Quota
 from tests.client.conftest import PUBLIC_SERVICES, Recorder
@@ -76,6 +78,11 @@ def _surface(cls: type) -> dict[str, inspect.Signature]:
         for name, member in inspect.getmembers(cls, inspect.isfunction)
         if not name.startswith("_")
     }
+
+
+def test_version_is_the_packages() -> None:
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    assert tomllib.loads(project.read_text())["project"]["version"] == hmi.__version__
 
 
 def test_both_clients_have_the_same_methods() -> None:
