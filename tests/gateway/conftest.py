@@ -211,7 +211,8 @@ class Stack:
         )
         await self.knowledge.Register(knowledge_pb2.RegisterRequest(member=member))
         async with asyncio.timeout(10):
-            while not self.app.router.is_connected(executor.address):
+            # What is awaited happens in another task and has no event of its own.
+            while not self.app.router.is_connected(executor.address):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
     async def executor(self, **options: Any) -> FakeExecutor:

@@ -65,10 +65,10 @@ def texts(request: pb.ModelInferRequest) -> list[Text]:
     if len(shape) not in (1, 2) or shape[0] < 1 or shape[1:] not in ([], [2]):
         raise InvalidArgument("inputs[0].shape", "must be [batch], or [batch, 2] for text pairs")
     elements, field = _elements(request, tensor)
-    if len(elements) != shape[0] * len(shape):
+    expected = shape[0] * len(shape)
+    if len(elements) != expected:
         raise InvalidArgument(
-            "inputs[0].shape",
-            f"asks for {shape[0] * len(shape)} elements, and {len(elements)} came",
+            "inputs[0].shape", f"asks for {expected} elements, and {len(elements)} came"
         )
     decoded = [_decoded(element, f"{field}[{i}]") for i, element in enumerate(elements)]
     if len(shape) == 1:

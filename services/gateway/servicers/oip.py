@@ -5,11 +5,11 @@ Knows the messages; the predictor answers, as it does for hmi.inference.v1.
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 import grpc.aio
 
-from hmi import __version__
 from hmi.oip.v1 import open_inference_pb2 as pb
 from hmi.oip.v1.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -49,7 +49,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
         self, request: pb.ServerMetadataRequest, context: Context
     ) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(
-            name="hmi", version=__version__, extensions=["model_repository"]
+            name="hmi", version=_release(), extensions=["model_repository"]
         )
 
     async def ModelReady(
@@ -123,6 +123,14 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
 
     def _tenant(self, context: Context) -> str:
         return self._auth.tenant_caller(context.invocation_metadata()).tenant
+
+
+def _release() -> str:
+    """The installed release; a checkout that is not installed has none."""
+    try:
+        return metadata.version("hmi")
+    except metadata.PackageNotFoundError:
+        return "0"
 
 
 def _response(

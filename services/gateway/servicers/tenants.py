@@ -40,13 +40,16 @@ def new_key(tenant: str, role: resources_pb2.Role.ValueType) -> tuple[knowledge_
     return knowledge_pb2.Key(api_key=api_key, secret_sha256=digest), secret
 
 
-def _check_tenant(tenant: resources_pb2.Tenant) -> None:
+def _checked(given: resources_pb2.Tenant) -> resources_pb2.Tenant:
+    """What of a tenant can be chosen, within its bounds."""
+    tenant = resources_pb2.Tenant(name=given.name, weight=given.weight or 1.0, quota=given.quota)
     check_name("tenant.name", tenant.name)
-    if not 0 <= tenant.weight <= 1e6:
-        raise InvalidArgument("tenant.weight", "must be above 0 and at most 1,000,000")
+    if not 1e-6 <= tenant.weight <= 1e6:
+        raise InvalidArgument("tenant.weight", "must be 0.000001 to 1,000,000; 0 means 1")
     for field in ("requests_per_second", "tokens_per_second"):
         if not 0 <= getattr(tenant.quota, field) <= 1e12:
             raise InvalidArgument(f"tenant.quota.{field}", "must be at least 0 and finite")
+    return tenant
 
 
 class TenantServicer(TenantServiceServicer):
@@ -70,12 +73,7 @@ class TenantServicer(TenantServiceServicer):
         self, request: pb.CreateTenantRequest, context: Context
     ) -> pb.CreateTenantResponse:
         self._auth.admin(context.invocation_metadata())
-        tenant = resources_pb2.Tenant(
-            name=request.tenant.name,
-            weight=request.tenant.weight or 1.0,
-            quota=request.tenant.quota,
-        )
-        _check_tenant(tenant)
+        tenant = _checked(request.tenant)
         key, secret = new_key(tenant.name, resources_pb2.ROLE_TENANT)
         answer = await ask(
             self._stub.PutTenant(
@@ -109,12 +107,7 @@ class TenantServicer(TenantServiceServicer):
         self, request: pb.UpdateTenantRequest, context: Context
     ) -> pb.UpdateTenantResponse:
         self._auth.admin(context.invocation_metadata())
-        tenant = resources_pb2.Tenant(
-            name=request.tenant.name,
-            weight=request.tenant.weight or 1.0,
-            quota=request.tenant.quota,
-        )
-        _check_tenant(tenant)
+        tenant = _checked(request.tenant)
         put = knowledge_pb2.PutTenantRequest(tenant=tenant)
         changed = (await ask(self._stub.PutTenant(put))).tenant
         await self._mirror.until(lambda: self._mirror.state.tenants.get(changed.name) == changed)
