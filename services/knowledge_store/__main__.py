@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 
@@ -19,8 +20,11 @@ logger = logging.getLogger(__name__)
 async def main(settings: StoreSettings) -> None:
     """Serve until a signal comes or the parent is gone."""
     async with running_store(settings) as server:
+        stopping = asyncio.create_task(stopped(settings))
+        # Let it take over the signals first: whoever reads the line may send one at once.
+        await asyncio.sleep(0)
         print(f"ready: {settings.host}:{server.port}", flush=True)
-        await stopped(settings)
+        await stopping
 
 
 if __name__ == "__main__":

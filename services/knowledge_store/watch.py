@@ -98,6 +98,8 @@ class Watches:
         return True
 
     def _tell(self, revision: int, *, is_away: bool) -> None:
+        if is_away != self._is_away:
+            logger.warning("redis is away" if is_away else "redis is back")
         self._revision, self._is_away = revision, is_away
         metrics.revision.set(revision)
         news, self._news = self._news, asyncio.Event()

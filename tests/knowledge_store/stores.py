@@ -106,6 +106,23 @@ async def fails(call: Awaitable[Any], code: grpc.StatusCode) -> HmiError:
     return from_rpc_error(caught.value)
 
 
+async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
+    """The status a call ends with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Return once `condition` holds."""
+    async with asyncio.timeout(within_s):
+        # Files and processes have no event to wait for.
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -119,7 +136,7 @@ def new_key(key_id: str, tenant: str = "", role: Any = rpb.ROLE_TENANT) -> pb.Ke
     return pb.Key(api_key=api_key, secret_sha256=secret_hash(f"secret of {key_id}"))
 
 
-async def add_tenant(store: Store, name: str = "acme", **quota: Any) -> rpb.Tenant:
+async def add_tenant(store: Store, name: str = "acme", **quota: Any) -> Any:
     tenant = rpb.Tenant(name=name, weight=1.0, quota=rpb.Quota(**quota))
     request = pb.PutTenantRequest(tenant=tenant, is_create=True, first_key=new_key(f"key-{name}"))
     return (await store.stub.PutTenant(request)).tenant
@@ -133,7 +150,7 @@ def base_of(files: dict[str, bytes], name: str = "minilm") -> rpb.Base:
     return rpb.Base(name=name, digest=base_digest(held), files=held, architecture="bert")
 
 
-async def add_base(store: Store, name: str = "minilm") -> rpb.Base:
+async def add_base(store: Store, name: str = "minilm") -> Any:
     files = {"config.json": f'{{"name": "{name}"}}'.encode(), "model.safetensors": b"weights"}
     for data in files.values():
         await store.blobs.write(data)

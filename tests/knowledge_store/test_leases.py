@@ -27,6 +27,7 @@ from tests.knowledge_store.stores import (
     settings_of,
     sha256,
     snapshot,
+    until,
 )
 from tests.knowledge_store.test_blobs import files, write
 
@@ -46,7 +47,8 @@ def executor(member_id: str = "e1", address: str = "127.0.0.1:1") -> pb.Member:
 
 
 async def register(store: Store, member: pb.Member) -> int:
-    return (await store.stub.Register(pb.RegisterRequest(member=member))).lease_ms
+    response = await store.stub.Register(pb.RegisterRequest(member=member))
+    return int(response.lease_ms)
 
 
 async def renew(store: Store, *held: bytes, member_id: str = "e1") -> None:
@@ -131,9 +133,7 @@ async def wait_until_gone(store: Store, data: bytes) -> float:
     """Seconds until the blob is collected."""
     path = store.data_dir / "blobs" / sha256(data)[:2] / sha256(data)
     started = time.monotonic()
-    async with asyncio.timeout(10):
-        while path.exists():
-            await asyncio.sleep(0.02)
+    await until(lambda: not path.exists())
     return time.monotonic() - started
 
 
@@ -225,9 +225,7 @@ async def test_an_interrupted_upload_is_collected_after_its_age(tmp_path: Path) 
         await fails(write(store, b"x" * 100, end=50), StatusCode.DATA_LOSS)
         part = store.data_dir / "uploads" / f"{sha256(b'x' * 100)}.part"
         assert part.exists()
-        async with asyncio.timeout(5):
-            while part.exists():
-                await asyncio.sleep(0.02)
+        await until(lambda: not part.exists())
 
 
 async def test_an_old_file_is_not_collected_before_the_store_has_watched_it_for_the_grace(

@@ -33,7 +33,7 @@ def traffic(*targets: tuple[int, int]) -> list[rpb.TrafficTarget]:
 
 
 @pytest.fixture
-async def base(store: Store) -> rpb.Base:
+async def base(store: Store) -> Any:
     await add_tenant(store)
     return await add_base(store)
 

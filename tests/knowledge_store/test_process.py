@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -21,13 +20,19 @@ from tests.knowledge_store.stores import (
     running_process,
     snapshot,
     start_process,
+    until,
 )
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(10):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            await asyncio.sleep(0.02)
+    await until(lambda: not is_alive(pid))
 
 
 async def test_a_second_store_on_the_same_directory_is_refused(tmp_path: Path) -> None:

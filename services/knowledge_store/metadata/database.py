@@ -47,7 +47,8 @@ def unavailable_if_away() -> Iterator[None]:
     try:
         yield
     except _AWAY as error:
-        logger.warning("redis is not available", extra={"error": repr(error)})
+        # Every call meets it; whoever follows the log reports when it begins and ends.
+        logger.debug("redis is not available", extra={"error": repr(error)})
         raise Unavailable(
             "the metadata cannot be reached: retry", reason="REDIS_UNAVAILABLE", retry_after_s=0.5
         ) from error
