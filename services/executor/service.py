@@ -94,6 +94,8 @@ class Executor:
         self.dispatcher.is_stopping = True
         await self.dispatcher.drain(self._options.drain_s)
         await self.dispatcher.stop()
+        for base in self.bases.values():
+            await asyncio.to_thread(base.adapters.close)
         await asyncio.sleep(0)  # lets the engine's last events reach their streams
         self.servicer.end()
 

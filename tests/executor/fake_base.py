@@ -26,7 +26,9 @@ class FakeBase:
         self.resident: set[ModelKey] = set()
         self.broken: dict[ModelKey, HmiError] = {}
         self.prefetched: list[ModelKey] = []
+        self.wanted: list[ModelKey] = []
         self.num_pins = 0
+        self.is_closed = False
         self.pinned: frozenset[ModelKey] = frozenset()
         self.batches: list[int] = []
         self.entry_layers: Sequence[int] | None = None
@@ -41,6 +43,9 @@ class FakeBase:
     def pin(self, keys: frozenset[ModelKey]) -> None:
         self.pinned = keys
 
+    def close(self) -> None:
+        self.is_closed = True
+
     def resident_digests(self) -> frozenset[str]:
         return frozenset(key.digest for key in self.resident)
 
@@ -51,6 +56,7 @@ class FakeBase:
         if key in self.broken:
             raise self.broken[key]
         if key not in self.resident:
+            self.wanted.append(key)
             return None
         self.num_pins += 1
         return key

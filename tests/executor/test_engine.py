@@ -82,7 +82,7 @@ def test_a_cold_item_delays_no_other_and_is_oldest_once_it_is_ready(fake: FakeBa
     for number in range(1, 5):
         waiting.add(item(number))
     assert ids(waiting.plan()) == [1, 2]
-    assert fake.prefetched == [key("cold")]
+    assert fake.wanted == [key("cold")]
     fake.resident.add(key("cold"))
     assert waiting.promote() == []
     assert ids(waiting.plan()) == [0, 3]

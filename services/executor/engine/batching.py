@@ -140,7 +140,6 @@ class Batcher:
             except HmiError as error:
                 return [self._fail(failed, error) for failed in items[position:]]
             if slot is None:
-                adapters.prefetch(key)
                 self._cold[key] = items[position:]
                 return []
             self._slots[item.id] = slot

@@ -59,7 +59,7 @@ class Adapters(Protocol):
     """One base's adapters, in tiers. Every method may be called from any thread."""
 
     def prefetch(self, key: ModelKey) -> None:
-        """Begin to load unless it is loaded or loading. Never blocks."""
+        """A hint to load it unless it is loaded or loading. Never blocks."""
         ...
 
     def is_ready(self, key: ModelKey) -> bool:
@@ -67,10 +67,12 @@ class Adapters(Protocol):
         ...
 
     def acquire(self, key: ModelKey) -> Slot | None:
-        """Pin the adapter in device memory until `release`; None if it is not there yet.
+        """Pin the adapter in device memory until `release`.
+
+        None if it is not there yet; it is then being loaded, ahead of what was only prefetched.
 
         Raises:
-            HmiError: It could not be loaded. Told once; a later prefetch tries again.
+            HmiError: It could not be loaded. Told once; asking again tries again.
         """
         ...
 
@@ -85,6 +87,10 @@ class Adapters(Protocol):
     def pin(self, keys: frozenset[ModelKey]) -> None:
         """Load these and keep them in device memory; those of the last call that are not among
         them may leave. Never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Stop loading. May block."""
         ...
 
     def resident_digests(self) -> frozenset[str]:

@@ -1,0 +1,130 @@
+"""Starts an executor: settings, parts, server. `python -m services.executor`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import uuid
+from asyncio import TaskGroup
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from hmi.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
+from services.common.errors import HmiError
+from services.common.interceptor import RequestInterceptor, ServiceTokenInterceptor
+from services.common.knowledge import BlobCache, Blobs, open_channel
+from services.common.logs import configure_logging
+from services.common.server import run, serve, stopped
+from services.executor.bases import Bases
+from services.executor.blobs import BlobFiles
+from services.executor.config import ExecutorSettings
+from services.executor.device import pick_device, pick_limits
+from services.executor.failpoints import arm
+from services.executor.follow import Follower
+from services.executor.loading import Loader
+from services.executor.registration import Registration
+from services.executor.service import Executor, Options
+
+if TYPE_CHECKING:
+    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
+logger = logging.getLogger(__name__)
+
+SERVICE = "hmi.executor.v1.ExecutorService"
+
+
+def _options(settings: ExecutorSettings) -> Options:
+    device = pick_device(settings.device)
+    return Options(
+        executor_id=f"executor-{uuid.uuid4().hex[:12]}",
+        limits=pick_limits(settings.max_batch_tokens, settings.max_batch_rows, device),
+        credit_batches=settings.credit_batches,
+        max_in_flight=1 if device.type == "cpu" else 2,
+        drain_s=settings.drain_s,
+        reach=arm(settings.failpoints),
+    )
+
+
+class Process:
+    """This process's parts, each made of those before it."""
+
+    def __init__(self, settings: ExecutorSettings, stub: KnowledgeServiceAsyncStub) -> None:
+        options = _options(settings)
+        self.failed = asyncio.Event()
+        self.files = BlobFiles(
+            BlobCache(settings.cache_dir / "blobs", Blobs(stub)), settings.blob_dir
+        )
+        self.executor = Executor(options, on_failure=self.failed.set)
+        self.follower = Follower(stub)
+        self.registration = Registration(
+            stub,
+            executor_id=options.executor_id,
+            base_digests=lambda: list(self.executor.bases),
+            held_blobs=lambda: [*self.bases.held_blobs, *self.executor.held_blobs],
+        )
+        self.bases = Bases(
+            self.executor,
+            self.follower,
+            self.files,
+            directory=settings.cache_dir / "bases",
+            load=Loader(settings, self.files, on_change=self.executor.dispatcher.wake).load,
+            announce=self.registration.announce,
+        )
+
+
+async def main(settings: ExecutorSettings) -> None:
+    """Serve until a signal comes or the parent is gone, then drain and stop.
+
+    Raises:
+        ExceptionGroup: Of what kept it from serving: HmiError (a base of the store cannot be
+            served), OSError (the port), RuntimeError (the engine failed).
+    """
+    serving = asyncio.create_task(_serve(settings))
+    stop = asyncio.create_task(stopped(settings))
+    await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    serving.cancel()
+    with suppress(asyncio.CancelledError):
+        await serving
+
+
+async def _serve(settings: ExecutorSettings) -> None:
+    """Serve until cancelled; what is begun here is ended in reverse."""
+    token = settings.service_token.get_secret_value()
+    interceptors = [RequestInterceptor("executor"), ServiceTokenInterceptor(token)]
+    async with open_channel(settings.knowledge_address, token) as channel, TaskGroup() as group:
+        process = Process(settings, KnowledgeServiceStub(channel))
+        group.create_task(process.follower.run())
+        await process.bases.start()
+        adders = {
+            SERVICE: partial(add_ExecutorServiceServicer_to_server, process.executor.servicer)
+        }
+        serving = serve(settings, adders=adders, interceptors=interceptors)
+        async with serving as server, process.executor:
+            address = f"{settings.host}:{server.port}"
+            group.create_task(process.bases.run())
+            group.create_task(process.registration.run(settings.advertise_address or address))
+            print(f"ready: {address}", flush=True)
+            try:
+                await process.failed.wait()
+            finally:
+                await server.set_serving(False)
+                await process.registration.end()
+            raise RuntimeError("the engine failed; see the log")
+
+
+if __name__ == "__main__":
+    executor_settings = ExecutorSettings()
+    configure_logging("executor", executor_settings.log_level)
+    if executor_settings.num_threads:
+        torch.set_num_threads(executor_settings.num_threads)
+    try:
+        run(main(executor_settings))
+    except* (HmiError, OSError, ValueError, RuntimeError) as errors:
+        logger.debug("executor stopped", exc_info=True)
+        sys.exit("executor: " + "; ".join(str(error) for error in errors.exceptions))

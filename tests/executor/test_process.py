@@ -1,0 +1,223 @@
+"""The executor as it is deployed: its process, the real store's, real weights, real adapters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc.aio
+import numpy as np
+import pytest
+from google.rpc import code_pb2
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from hmi.admin.v1 import resources_pb2
+from hmi.executor.v1 import executor_pb2 as pb
+from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
+from hmi.pack import pack
+from services.common.knowledge import Blobs, open_channel
+from services.executor.failpoints import EXIT_STATUS
+from tests.executor.children import Child, members, put_base, running, store_child, until_members
+from tests.executor.gateway import TOKEN, Gateway
+from tests.tiny import Oracle, write_base, write_lora
+
+if TYPE_CHECKING:
+    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
+TEXTS = ["the cat sat on the mat", "news", "a big red house", "the dog ran under a small river"]
+LABELS = [2, 3, 5]
+
+
+@dataclass
+class World:
+    """A store with a tiny base, and what can be asked of it."""
+
+    directory: Path
+    store: Child
+    stub: KnowledgeServiceAsyncStub
+    base: resources_pb2.Base = field(default_factory=resources_pb2.Base)
+
+    async def add_base(self) -> None:
+        directory = write_base(self.directory / "base")
+        names = ("config.json", "tokenizer.json", "model.safetensors")
+        files = {name: (directory / name).read_bytes() for name in names}
+        self.base = await put_base(self.stub, "tiny", files, max_tokens=64)
+
+    def adapter(self, seed: int) -> Path:
+        """The PEFT directory of the seed's adapter."""
+        return write_lora(self.directory / f"lora-{seed}", seed, LABELS[seed % len(LABELS)])
+
+    async def add_version(self, seed: int) -> str:
+        """Upload an adapter's blob; its digest."""
+        return await Blobs(self.stub).write(pack(self.adapter(seed)))
+
+    def executor(self, **settings: str) -> Child:
+        given = {
+            "HMI_KNOWLEDGE_ADDRESS": self.store.address,
+            "HMI_CACHE_DIR": str(self.directory / "cache"),
+            "HMI_DEVICE": "cpu",
+            "HMI_DTYPE": "float32",
+            "HMI_NUM_THREADS": "1",
+        }
+        return Child("services.executor", {**given, **settings})
+
+    def submit(self, item_id: int, text: str, digest: str) -> pb.Submit:
+        tokenizer = Tokenizer.from_file(str(self.directory / "base" / "tokenizer.json"))
+        return pb.Submit(
+            item_id=item_id,
+            key=pb.ModelKey(
+                tenant="acme",
+                model=f"m-{digest[:8]}",
+                version=1,
+                digest=digest,
+                base_digest=self.base.digest,
+            ),
+            tokenizer_digest=self.base.tokenizer_digest,
+            token_ids=tokenizer.encode(text).ids,
+        )
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with (
+        running(store_child(tmp_path / "store")) as store,
+        open_channel(store.address, TOKEN) as channel,
+    ):
+        yield World(tmp_path, store, KnowledgeServiceStub(channel))
+
+
+@asynccontextmanager
+async def stream(executor: Child) -> AsyncIterator[Gateway]:
+    """A gateway's stream to an executor that serves a base."""
+    async with open_channel(executor.address, TOKEN) as channel:
+        gateway = Gateway(channel)
+        await gateway.hello()
+        yield gateway
+        gateway.call.cancel()
+
+
+def probabilities(event: pb.Event) -> NDArray[np.float64]:
+    logits = np.frombuffer(event.output.data, "<f4").astype(np.float64)
+    assert list(event.output.shape) == [len(logits)]
+    powers: NDArray[np.float64] = np.exp(logits - logits.max())
+    powers /= powers.sum()
+    return powers
+
+
+async def test_a_mixed_batch_equals_one_model_at_a_time(world: World) -> None:
+    await world.add_base()
+    digests = [await world.add_version(seed) for seed in range(3)]
+    async with running(world.executor()) as executor, stream(executor) as gateway:
+        asked = [(seed, text) for text in TEXTS for seed in range(3)]
+        await gateway.submit(
+            *(world.submit(n, text, digests[seed]) for n, (seed, text) in enumerate(asked))
+        )
+        events = await gateway.answers(*range(len(asked)))
+    oracle = Oracle(world.directory / "base")
+    expected = {seed: oracle.probabilities(world.adapter(seed), TEXTS) for seed in range(3)}
+    for (seed, text), event in zip(asked, events, strict=True):
+        right = expected[seed][TEXTS.index(text)]
+        np.testing.assert_allclose(probabilities(event), right, atol=1e-5)
+
+
+async def test_a_base_added_later_is_served_without_a_restart(world: World) -> None:
+    async with running(world.executor()) as executor:
+        await world.add_base()
+        digest = await world.add_version(0)
+        await until_members(
+            world.stub,
+            lambda members: [world.base.digest] in [list(m.base_digests) for m in members.values()],
+        )
+        async with stream(executor) as gateway:
+            await gateway.submit(world.submit(1, TEXTS[0], digest))
+            [event] = await gateway.answers(1)
+    assert event.error.code == code_pb2.OK
+
+
+async def test_known_models_are_answered_while_the_store_is_dead(world: World) -> None:
+    await world.add_base()
+    digest = await world.add_version(0)
+    async with running(world.executor()) as executor, stream(executor) as gateway:
+        await gateway.submit(world.submit(1, TEXTS[0], digest))
+        await gateway.answers(1)
+        await world.store.kill()
+        unknown = hashlib.sha256(b"unknown").hexdigest()
+        await gateway.submit(world.submit(2, TEXTS[0], digest), world.submit(3, "a", unknown))
+        known, cold = await gateway.answers(2, 3)
+    assert known.error.code == code_pb2.OK
+    assert cold.error.code == code_pb2.UNAVAILABLE
+
+
+async def test_a_blob_that_is_torn_on_the_shared_volume_fails_its_items_only(world: World) -> None:
+    await world.add_base()
+    good, torn = await world.add_version(0), await world.add_version(1)
+    blobs = world.directory / "store" / "blobs"
+    path = blobs / torn[:2] / torn
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1])
+    executor = world.executor(HMI_BLOB_DIR=str(blobs))
+    async with running(executor), stream(executor) as gateway:
+        await gateway.submit(world.submit(1, "a", torn), world.submit(2, "a", good))
+        bad, fine = await gateway.answers(1, 2)
+    assert bad.error.code == code_pb2.FAILED_PRECONDITION
+    assert fine.error.code == code_pb2.OK
+
+
+async def test_a_failpoint_ends_the_process_before_the_answer(world: World) -> None:
+    await world.add_base()
+    digest = await world.add_version(0)
+    executor = world.executor(HMI_FAILPOINTS="before_event=kill@3")
+    await executor.start()
+    async with stream(executor) as gateway:
+        for item_id in (1, 2):
+            await gateway.submit(world.submit(item_id, "a", digest))
+            await gateway.answers(item_id)
+        await gateway.submit(world.submit(3, "a", digest))
+        while await gateway.read():
+            pass
+        assert await gateway.call.code() == grpc.StatusCode.UNAVAILABLE
+        assert 3 not in gateway.events
+    assert (await executor.end())[0] == EXIT_STATUS
+
+
+async def test_stopping_leaves_the_members(world: World) -> None:
+    await world.add_base()
+    executor = world.executor()
+    await executor.start()
+    await until_members(world.stub, bool)
+    assert await executor.stop() == 0
+    assert not await members(world.stub)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [({"HMI_DEVICE": "tpu"}, "device"), ({"HMI_FAILPOINTS": "here=kill@1"}, "here")],
+)
+async def test_wrong_settings_are_named(
+    world: World, settings: Mapping[str, str], word: str
+) -> None:
+    executor = world.executor(**settings)
+    await executor.launch()
+    status, message = await executor.end()
+    assert status != 0
+    assert word in message
+
+
+async def test_a_base_without_weights_stops_the_start(world: World) -> None:
+    await world.add_base()
+    weights = next(file for file in world.base.files if file.name == "model.safetensors")
+    (world.directory / "store" / "blobs" / weights.sha256[:2] / weights.sha256).unlink()
+    executor = world.executor()
+    await executor.launch()
+    status, message = await executor.end()
+    assert status == 1
+    last = message.strip().splitlines()[-1]
+    assert "model.safetensors" in last
+    with pytest.raises(ValueError, match="Expecting"):
+        json.loads(last)
