@@ -119,11 +119,11 @@ async def _serve(settings: ExecutorSettings) -> None:
 
 
 if __name__ == "__main__":
-    executor_settings = ExecutorSettings()
-    configure_logging("executor", executor_settings.log_level)
-    if executor_settings.num_threads:
-        torch.set_num_threads(executor_settings.num_threads)
     try:
+        executor_settings = ExecutorSettings()
+        configure_logging("executor", executor_settings.log_level)
+        if executor_settings.num_threads:
+            torch.set_num_threads(executor_settings.num_threads)
         run(main(executor_settings))
     except* (HmiError, OSError, ValueError, RuntimeError) as errors:
         logger.debug("executor stopped", exc_info=True)

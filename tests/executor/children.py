@@ -41,7 +41,8 @@ class Child:
         assert self._process is not None
         assert self._process.stdout is not None
         line = (await self._process.stdout.readline()).decode()
-        assert line.startswith("ready: "), line
+        if not line.startswith("ready: "):
+            raise AssertionError(f"{self._module} did not start: {await self.end()}")
         self.address = line.removeprefix("ready: ").strip()
         self._settings["HMI_PORT"] = self.address.rpartition(":")[2]  # the same after a restart
 

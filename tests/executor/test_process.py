@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import numpy as np
 import pytest
+import pytest_asyncio
 from google.rpc import code_pb2
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -42,6 +43,11 @@ class World:
     store: Child
     stub: KnowledgeServiceAsyncStub
     base: resources_pb2.Base = field(default_factory=resources_pb2.Base)
+
+    @property
+    def blobs(self) -> Path:
+        """The store's blob directory."""
+        return self.directory / "store" / "blobs"
 
     async def add_base(self) -> None:
         directory = write_base(self.directory / "base")
@@ -83,13 +89,31 @@ class World:
         )
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+@asynccontextmanager
+async def world_in(directory: Path) -> AsyncIterator[World]:
     async with (
-        running(store_child(tmp_path / "store")) as store,
+        running(store_child(directory / "store")) as store,
         open_channel(store.address, TOKEN) as channel,
     ):
-        yield World(tmp_path, store, KnowledgeServiceStub(channel))
+        yield World(directory, store, KnowledgeServiceStub(channel))
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with world_in(tmp_path) as world:
+        yield world
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[World, Child]]:
+    """A world with a base, and one executor on the store's own volume, for several tests."""
+    directory = tmp_path_factory.mktemp("shared")
+    async with world_in(directory) as world:
+        await world.add_base()
+        async with running(world.executor(HMI_BLOB_DIR=str(world.blobs))) as executor:
+            yield world, executor
 
 
 @asynccontextmanager
@@ -110,10 +134,11 @@ def probabilities(event: pb.Event) -> NDArray[np.float64]:
     return powers
 
 
-async def test_a_mixed_batch_equals_one_model_at_a_time(world: World) -> None:
-    await world.add_base()
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_mixed_batch_equals_one_model_at_a_time(shared: tuple[World, Child]) -> None:
+    world, executor = shared
     digests = [await world.add_version(seed) for seed in range(3)]
-    async with running(world.executor()) as executor, stream(executor) as gateway:
+    async with stream(executor) as gateway:
         asked = [(seed, text) for text in TEXTS for seed in range(3)]
         await gateway.submit(
             *(world.submit(n, text, digests[seed]) for n, (seed, text) in enumerate(asked))
@@ -126,18 +151,21 @@ async def test_a_mixed_batch_equals_one_model_at_a_time(world: World) -> None:
         np.testing.assert_allclose(probabilities(event), right, atol=1e-5)
 
 
-async def test_a_base_added_later_is_served_without_a_restart(world: World) -> None:
-    async with running(world.executor()) as executor:
-        await world.add_base()
-        digest = await world.add_version(0)
-        await until_members(
-            world.stub,
-            lambda members: [world.base.digest] in [list(m.base_digests) for m in members.values()],
-        )
-        async with stream(executor) as gateway:
-            await gateway.submit(world.submit(1, TEXTS[0], digest))
-            [event] = await gateway.answers(1)
+async def test_a_base_added_later_is_served_and_a_stopped_executor_leaves(world: World) -> None:
+    executor = world.executor()
+    await executor.start()
+    await world.add_base()
+    digest = await world.add_version(0)
+    await until_members(
+        world.stub,
+        lambda members: [world.base.digest] in [list(m.base_digests) for m in members.values()],
+    )
+    async with stream(executor) as gateway:
+        await gateway.submit(world.submit(1, TEXTS[0], digest))
+        [event] = await gateway.answers(1)
     assert event.error.code == code_pb2.OK
+    assert await executor.stop() == 0
+    assert not await members(world.stub)
 
 
 async def test_known_models_are_answered_while_the_store_is_dead(world: World) -> None:
@@ -154,19 +182,33 @@ async def test_known_models_are_answered_while_the_store_is_dead(world: World) -
     assert cold.error.code == code_pb2.UNAVAILABLE
 
 
-async def test_a_blob_that_is_torn_on_the_shared_volume_fails_its_items_only(world: World) -> None:
-    await world.add_base()
-    good, torn = await world.add_version(0), await world.add_version(1)
-    blobs = world.directory / "store" / "blobs"
-    path = blobs / torn[:2] / torn
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_blob_torn_on_the_shared_volume_fails_its_items_only(
+    shared: tuple[World, Child],
+) -> None:
+    world, executor = shared
+    good, torn = await world.add_version(0), await world.add_version(10)
+    path = world.blobs / torn[:2] / torn
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1])
-    executor = world.executor(HMI_BLOB_DIR=str(blobs))
-    async with running(executor), stream(executor) as gateway:
+    async with stream(executor) as gateway:
         await gateway.submit(world.submit(1, "a", torn), world.submit(2, "a", good))
         bad, fine = await gateway.answers(1, 2)
     assert bad.error.code == code_pb2.FAILED_PRECONDITION
     assert fine.error.code == code_pb2.OK
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_blob_that_is_no_adapter_is_refused_each_time(
+    shared: tuple[World, Child],
+) -> None:
+    world, executor = shared
+    digest = await Blobs(world.stub).write(b"no safetensors")
+    async with stream(executor) as gateway:
+        for item_id in (1, 2, 3):
+            await gateway.submit(world.submit(item_id, "a", digest))
+            [event] = await gateway.answers(item_id)
+            assert event.error.code == code_pb2.INVALID_ARGUMENT
 
 
 async def test_a_failpoint_ends_the_process_before_the_answer(world: World) -> None:
@@ -186,33 +228,10 @@ async def test_a_failpoint_ends_the_process_before_the_answer(world: World) -> N
     assert (await executor.end())[0] == EXIT_STATUS
 
 
-async def test_stopping_leaves_the_members(world: World) -> None:
-    await world.add_base()
-    executor = world.executor()
-    await executor.start()
-    await until_members(world.stub, bool)
-    assert await executor.stop() == 0
-    assert not await members(world.stub)
-
-
-@pytest.mark.parametrize(
-    ("settings", "word"),
-    [({"HMI_DEVICE": "tpu"}, "device"), ({"HMI_FAILPOINTS": "here=kill@1"}, "here")],
-)
-async def test_wrong_settings_are_named(
-    world: World, settings: Mapping[str, str], word: str
-) -> None:
-    executor = world.executor(**settings)
-    await executor.launch()
-    status, message = await executor.end()
-    assert status != 0
-    assert word in message
-
-
 async def test_a_base_without_weights_stops_the_start(world: World) -> None:
     await world.add_base()
     weights = next(file for file in world.base.files if file.name == "model.safetensors")
-    (world.directory / "store" / "blobs" / weights.sha256[:2] / weights.sha256).unlink()
+    (world.blobs / weights.sha256[:2] / weights.sha256).unlink()
     executor = world.executor()
     await executor.launch()
     status, message = await executor.end()
