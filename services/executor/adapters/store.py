@@ -1,0 +1,356 @@
+"""One base's adapters in three tiers: blobs by digest, packed in host memory, rows on the device.
+
+Any registered adapter can be asked for; far fewer are resident. What is not resident loads on
+threads of its own and delays only those who wait for it.
+
+**Why a batch never sees a row change.** A batch refers to rows only through slots it has acquired.
+Rows are written only between being taken off the free list and their slot becoming resident, that
+is, before anybody can acquire it. Rows return to the free list only when their slot has no users;
+who releases a slot has read the batch's outputs, so no kernel that reads the rows is still queued.
+Row 0, which absent vectors point to, is never taken. A new version has another key, hence other
+rows; an evicted or forgotten adapter's rows have no name any more.
+
+Knows keys and digests; does not know tenants, batches or where blobs come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from services.common.adapter_format import Limits, admit
+from services.common.base_config import BaseConfig
+from services.common.errors import (
+    DataLoss,
+    HmiError,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
+from services.executor.adapters import metrics
+from services.executor.adapters.arena import Arena, IntArray
+from services.executor.adapters.batch import BatchBypass
+from services.executor.adapters.device import DeviceTier
+from services.executor.adapters.host import HostTier
+from services.executor.adapters.packing import BaseTensor, Packed, pack
+from services.executor.adapters.slots import Key, Slot
+from services.executor.models.segments import Segments
+
+logger = logging.getLogger(__name__)
+
+_NUM_STAGING_THREADS = 4
+_MAX_STAGED = 64  # adapters between disk and device at a time: bounds what the host tier cannot
+_MAX_PASSED = 32  # later loads that may go by one that waits for room
+_MAX_ERRORS = 4096
+_PERMANENT = (InvalidArgument, ResourceExhausted)
+
+
+@dataclass(slots=True)
+class _Request:
+    """An adapter on its way in. `is_claimed`: somebody waits, it is more than a hint."""
+
+    digest: str
+    is_claimed: bool
+    is_staging: bool = False
+    packed: Packed | None = None
+    num_passed: int = 0
+
+
+class AdapterStore:
+    """Loads, keeps and lends the adapters of one base. Methods may be called from any thread.
+
+    Args:
+        base: Sizes of the base.
+        dtype: Compute dtype, which the rows have too.
+        device_bytes: Device memory for adapters and heads.
+        host_bytes: Host memory for packed adapters.
+        read_blob: Blocking; a blob's bytes by digest. Its HmiErrors reach those who wait.
+        base_tensor: Reads the base's tensors, for versions that change biases or the pooler.
+        on_change: Called from a loading thread after a load has ended, well or not.
+        name: The base, in metrics.
+    """
+
+    def __init__(
+        self,
+        base: BaseConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        device_bytes: int,
+        host_bytes: int,
+        read_blob: Callable[[str], bytes],
+        base_tensor: BaseTensor | None = None,
+        limits: Limits | None = None,
+        on_change: Callable[[], None] | None = None,
+        name: str = "",
+    ) -> None:
+        self.base = base
+        self.arena = Arena(base.hidden_size, size_bytes=device_bytes, dtype=dtype, device=device)
+        self._dtype = dtype
+        self._read_blob = read_blob
+        self._base_tensor = base_tensor
+        self._limits = limits or Limits()
+        self._on_change = on_change or (lambda: None)
+        self._name = name
+        self._pin_memory = device.type == "cuda"
+        self._lock = threading.Condition()
+        self._device = DeviceTier(self.arena)
+        self._host = HostTier(host_bytes)
+        self._requests: dict[Key, _Request] = {}  # in order of arrival
+        self._errors: dict[Key, HmiError] = {}
+        self._refused: dict[str, HmiError] = {}  # by digest: errors that no retry can mend
+        self._is_closed = False
+        self._stagers = ThreadPoolExecutor(_NUM_STAGING_THREADS, thread_name_prefix="adapter-read")
+        self._committer = threading.Thread(
+            target=self._commit_forever, name="adapter-load", daemon=True
+        )
+        self._committer.start()
+        metrics.DEVICE_BYTES.labels(name, "adapters").set(self.arena.size_bytes)
+
+    def close(self) -> None:
+        """Stop loading. Adapters in use stay usable."""
+        with self._lock:
+            self._is_closed = True
+            self._requests.clear()
+            self._lock.notify_all()
+        self._committer.join()
+        self._stagers.shutdown(wait=True, cancel_futures=True)
+
+    def prefetch(self, key: Key) -> None:
+        """Begin to load unless it is loaded or loading. Never blocks.
+
+        A hint: where there is no room without evicting what is used more, it ends in host memory.
+        """
+        with self._lock:
+            self._request(key, is_claimed=False)
+
+    def is_ready(self, key: Key) -> bool:
+        """Whether it is in device memory at this moment."""
+        with self._lock:
+            return key in self._device
+
+    def acquire(self, key: Key) -> Slot | None:
+        """Pin the adapter in device memory until `release`.
+
+        None if it is not there yet; it is then loaded and kept, for a while, for who asks again.
+
+        Raises:
+            HmiError: It could not be loaded. Told once; asking again tries again.
+        """
+        with self._lock:
+            slot = self._device.acquire(key)
+            if slot is not None:
+                return slot
+            error = self._errors.pop(key, None)
+            if error is not None:
+                raise error
+            self._request(key, is_claimed=True)
+            refusal = self._errors.pop(key, None)
+            if refusal is not None:  # known from before: no load will end and say so
+                raise refusal
+            return None
+
+    def release(self, slot: Slot) -> None:
+        """End one `acquire`. On CUDA, the batch's outputs have been read by then."""
+        with self._lock:
+            self._device.release(slot)
+            if not slot.num_users and self._requests:
+                self._lock.notify_all()
+
+    def bypass(self, slots: Sequence[Slot], segments: Segments) -> BatchBypass:
+        """What the rows' adapters do inside the layers.
+
+        Raises:
+            Internal: A slot is not held, so its rows may be another adapter's.
+        """
+        if any(slot.num_users < 1 for slot in slots):
+            raise Internal("a batch uses a slot that was released")
+        return BatchBypass(self.arena, self.base, slots, segments)
+
+    def pin(self, keys: Iterable[Key]) -> None:
+        """Load these and keep them in device memory; those of the last call may leave."""
+        with self._lock:
+            wanted = list(keys)
+            self._device.pinned = frozenset(wanted)
+            for key in wanted:
+                self._request(key, is_claimed=True)
+
+    def forget(self, key: Key) -> None:
+        """Drop a deleted version from the tiers; from the device once no batch uses it."""
+        with self._lock:
+            self._requests.pop(key, None)
+            self._errors.pop(key, None)
+            self._device.drop(key)
+            if key.digest not in self._device_digests():
+                self._host.drop(key.digest)
+            self._lock.notify_all()
+
+    def resident_digests(self) -> frozenset[str]:
+        """Versions in device memory."""
+        with self._lock:
+            return self._device_digests()
+
+    def held_digests(self) -> frozenset[str]:
+        """Versions in any tier, or on their way in."""
+        with self._lock:
+            loading = {request.digest for request in self._requests.values()}
+            return self._device_digests() | self._host.digests | loading
+
+    def _device_digests(self) -> frozenset[str]:
+        return frozenset(key.digest for key in self._device.keys)
+
+    def _request(self, key: Key, *, is_claimed: bool) -> None:
+        if self._is_closed or key in self._device:
+            return
+        request = self._requests.get(key)
+        if request is not None:
+            request.is_claimed |= is_claimed
+            return
+        if key in self._errors and not is_claimed:
+            return  # not told yet
+        refusal = self._refused.get(key.digest)
+        if refusal is not None:
+            self._errors[key] = refusal
+            return
+        self._requests[key] = _Request(key.digest, is_claimed)
+        self._stage_more()
+
+    def _stage_more(self) -> None:
+        """Start reading what is wanted, claims before hints, within the bound on what is staged."""
+        num_staged = sum(r.is_staging or r.packed is not None for r in self._requests.values())
+        waiting = [
+            (key, request)
+            for key, request in self._requests.items()
+            if not request.is_staging and request.packed is None
+        ]
+        for key, request in sorted(waiting, key=lambda pair: not pair[1].is_claimed):
+            if num_staged >= _MAX_STAGED:
+                return
+            num_staged += 1
+            request.packed = self._host.get(request.digest)
+            if request.packed is None:
+                request.is_staging = True
+                self._stagers.submit(self._stage, key, request)
+            else:
+                self._lock.notify_all()
+
+    def _stage(self, key: Key, request: _Request) -> None:
+        """Disk to host, on a staging thread."""
+        started = time.perf_counter()
+        packed: Packed | None = None
+        error: HmiError | None = None
+        try:
+            packed = self._pack(request.digest)
+        except HmiError as caught:
+            error = caught
+        except Exception:
+            logger.exception("an adapter could not be loaded", extra={"digest": request.digest})
+            error = Unavailable("the adapter could not be loaded")
+        metrics.LOAD_SECONDS.labels("host").observe(time.perf_counter() - started)
+        with self._lock:
+            request.is_staging = False
+            request.packed = packed
+            if packed is not None:
+                self._host.put(request.digest, packed)
+            if error is not None and self._requests.get(key) is request:
+                self._fail(key, error)
+            self._stage_more()
+            self._lock.notify_all()
+        if error is not None:
+            self._on_change()
+
+    def _pack(self, digest: str) -> Packed:
+        blob = self._read_blob(digest)
+        if hashlib.sha256(blob).hexdigest() != digest:
+            raise DataLoss(f"the bytes of version {digest} differ from their digest")
+        version = admit(blob, self.base, limits=self._limits)
+        packed = pack(
+            version,
+            self.base,
+            dtype=self._dtype,
+            base_tensor=self._base_tensor,
+            pin_memory=self._pin_memory,
+        )
+        if packed.num_rows > self.arena.capacity:
+            raise ResourceExhausted(
+                f"the adapter needs {packed.num_rows} rows of device memory, there are "
+                f"{self.arena.capacity}",
+                subject="device/adapter_bytes",
+            )
+        return packed
+
+    def _fail(self, key: Key, error: HmiError) -> None:
+        request = self._requests.pop(key)
+        self._errors[key] = error
+        if isinstance(error, _PERMANENT):
+            self._refused[request.digest] = error
+        while len(self._errors) > _MAX_ERRORS:
+            del self._errors[next(iter(self._errors))]
+        while len(self._refused) > _MAX_ERRORS:
+            del self._refused[next(iter(self._refused))]
+
+    def _commit_forever(self) -> None:
+        """Host to device, on the one thread that writes rows."""
+        while True:
+            with self._lock:
+                placed = self._place_next()
+                while placed is None and not self._is_closed:
+                    # A claim that lapses makes room without a call, hence the timeout.
+                    self._lock.wait(timeout=1.0 if self._requests else None)
+                    placed = self._place_next()
+                if placed is None:
+                    return
+                key, packed, numbers = placed
+            started = time.perf_counter()
+            self.arena.write(numbers, packed.rows)
+            slot = Slot(key, packed, numbers)
+            metrics.LOAD_SECONDS.labels("device").observe(time.perf_counter() - started)
+            with self._lock:
+                self._publish(slot)
+            self._on_change()
+
+    def _publish(self, slot: Slot) -> None:
+        request = self._requests.pop(slot.key, None)
+        # A version forgotten meanwhile comes in unclaimed: it leaves first.
+        self._device.put(slot, is_claimed=request is not None and request.is_claimed)
+        self._stage_more()
+        self._observe()
+
+    def _place_next(self) -> tuple[Key, Packed, IntArray] | None:
+        """The next staged adapter with rows for it, or None if none is staged or fits now.
+
+        Who does not fit waits and others go by, a bounded number of times.
+        """
+        staged = [(k, r) for k, r in self._requests.items() if r.packed is not None]
+        blocked: list[_Request] = []
+        for key, request in sorted(staged, key=lambda pair: not pair[1].is_claimed):
+            packed = request.packed
+            if packed is None:
+                continue
+            numbers = self._device.make_room(packed.num_rows, is_claimed=request.is_claimed)
+            if numbers is not None:
+                for other in blocked:
+                    other.num_passed += 1
+                return key, packed, numbers
+            if not request.is_claimed:
+                del self._requests[key]  # a hint: host memory is near enough
+                self._stage_more()
+                continue
+            blocked.append(request)
+            if request.num_passed >= _MAX_PASSED:
+                return None
+        return None
+
+    def _observe(self) -> None:
+        num_used = len(self._device)
+        num_rows = max(self._device.num_rows_used, 1)
+        metrics.SLOTS_USED.labels(self._name).set(num_used)
+        metrics.SLOTS_TOTAL.labels(self._name).set(self.arena.capacity * num_used // num_rows)
