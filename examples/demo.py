@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -99,8 +101,10 @@ def run(console: Console) -> None:
         bars = closing.enter_context(bars_on(console))
         trainer = ThreadPoolExecutor(1)
         closing.callback(trainer.shutdown, cancel_futures=True)
+        stop = threading.Event()
+        closing.callback(stop.set)
         waiting = bars.add_task("local stack", total=None, status="starting")
-        reports = [trainer.submit(fit, plan, root / plan.model, bars) for plan in PLANS]
+        reports = [trainer.submit(fit, plan, root / plan.model, bars, stop) for plan in PLANS]
         # The stack starts on this thread: its processes die with the thread that made them.
         stack = closing.enter_context(LocalStack(root / "data", port=0))
         bars.update(waiting, total=1, completed=1, status=f"serving on {stack.address}")
@@ -119,13 +123,27 @@ def run(console: Console) -> None:
     )
 
 
-def fit(plan: Plan, out: Path, bars: Progress) -> TrainReport:
+class StoppableBar(ProgressBar):
+    """A training's bar, by which it is also ended once the demonstration has failed elsewhere."""
+
+    def __init__(self, title: str, bars: Progress, stop: threading.Event) -> None:
+        super().__init__(title, bars)
+        self._stop = stop
+
+    def step(self, loss: float) -> None:
+        if self._stop.is_set():
+            raise DemoError("the demonstration has ended")
+        super().step(loss)
+
+
+def fit(plan: Plan, out: Path, bars: Progress, stop: threading.Event) -> TrainReport:
     """Train a plan's model, as `hmi train` does."""
+    torch.set_num_threads(1)  # the stack starts on the other core; batches this small gain nothing
     options = TrainOptions(
         data=plan.data, base_dir=minilm_directory(), base=DEFAULT_BASE, out=out,
         epochs=12, learning_rate=4e-3,
     )  # fmt: skip
-    return train(options, ProgressBar(f"{plan.tenant}: {plan.model}", bars))
+    return train(options, StoppableBar(f"{plan.tenant}: {plan.model}", bars, stop))
 
 
 def push_all(
