@@ -47,6 +47,7 @@ class FakeExecutor(ExecutorServiceServicer):
         self.hints: list[str] = []
         self.resident: list[str] = []
         self.port = 0
+        self.num_answered = 0
 
     async def start(self, port: int = 0) -> None:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])

@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,18 @@ CONFIG = {
     "num_attention_heads": 4, "vocab_size": 14, "max_position_embeddings": 64,
     "type_vocab_size": 2, "pad_token_id": 0, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
 }  # fmt: skip
+
+
+def unique(prefix: str) -> str:
+    """A name no other test uses: they share one store."""
+    return f"{prefix}-{uuid.uuid4().hex[:8]}"
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    """Wait for what happens in another task and has no event of its own."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 def tokenizer_json() -> bytes:
@@ -178,12 +191,13 @@ class Stack:
         *,
         task: Any = resources_pb2.TASK_SEQUENCE_CLASSIFICATION,
         labels: tuple[str, ...] = ("a", "b", "c"),
+        base: str = "tiny",
     ) -> Model:
         """A model with one more version. Its blob is a few bytes: nobody reads it here."""
         blob = f"{tenant} {name} {time.time_ns()}".encode()
         digest = await self.blobs.write(blob)
         version = resources_pb2.Version(
-            tenant=tenant, model=name, digest=digest, size_bytes=len(blob), base="tiny",
+            tenant=tenant, model=name, digest=digest, size_bytes=len(blob), base=base,
             base_digest=self.base_digest, task=task, labels=labels, adapter_type="LORA",
         )  # fmt: skip
         request = knowledge_pb2.CreateVersionsRequest(
@@ -210,10 +224,7 @@ class Stack:
             base_digests=[self.base_digest],
         )
         await self.knowledge.Register(knowledge_pb2.RegisterRequest(member=member))
-        async with asyncio.timeout(10):
-            # What is awaited happens in another task and has no event of its own.
-            while not self.app.router.is_connected(executor.address):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: self.app.router.is_connected(executor.address))
 
     async def executor(self, **options: Any) -> FakeExecutor:
         executor = FakeExecutor(**options)
