@@ -72,7 +72,10 @@ class Bases:
         self._executor.pin(self._follower.view.pins)
 
     async def run(self) -> None:
-        """Load bases added later and keep pins, for ever. A base that fails is refused alone."""
+        """Load what is added, pin what is pinned, drop what is deleted, for ever.
+
+        A base that fails is refused alone.
+        """
         while True:
             await self._follower.changed.wait()
             self._follower.changed.clear()
@@ -81,6 +84,8 @@ class Bases:
                 if base.digest not in self._refused:
                     await self._try_to_add(base)
             self._executor.pin(view.pins)
+            for key in view.take_deleted():
+                self._executor.forget(key)
 
     async def _try_to_add(self, base: resources_pb2.Base) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Follows the knowledge store: which bases there are, and which models are pinned.
+"""Follows the knowledge store: which bases there are, which models are pinned, what is deleted.
 
 Knows Watch; does not load anything. While the store is away the last view stands.
 """
@@ -32,6 +32,7 @@ class View:
         self.bases: dict[str, resources_pb2.Base] = {}  # by name
         self._pinned: dict[tuple[str, str], list[int]] = {}  # numbers of a model's versions
         self._digests: dict[tuple[str, str, int], tuple[str, str]] = {}  # version, base
+        self._deleted: list[ModelKey] = []
 
     def apply(self, change: pb.Change) -> None:
         """Take in one change."""
@@ -55,6 +56,11 @@ class View:
             ModelKey(*key, *self._digests[key]) for key in keys if key in self._digests
         )
 
+    def take_deleted(self) -> list[ModelKey]:
+        """Versions deleted since the last call."""
+        deleted, self._deleted = self._deleted, []
+        return deleted
+
     def _apply_base(self, base: resources_pb2.Base, is_deleted: bool) -> None:
         if is_deleted:
             self.bases.pop(base.name, None)
@@ -71,7 +77,9 @@ class View:
     def _apply_version(self, version: resources_pb2.Version, is_deleted: bool) -> None:
         key = (version.tenant, version.model, version.number)
         if is_deleted:
-            self._digests.pop(key, None)
+            digests = self._digests.pop(key, None)
+            if digests is not None:
+                self._deleted.append(ModelKey(*key, *digests))
         else:
             self._digests[key] = (version.digest, version.base_digest)
 

@@ -83,6 +83,12 @@ class Executor:
         for digest, base in self.bases.items():
             base.adapters.pin(frozenset(key for key in keys if key.base_digest == digest))
 
+    def forget(self, key: ModelKey) -> None:
+        """Drop a deleted version from memory once no batch uses it."""
+        base = self.bases.get(key.base_digest)
+        if base is not None:
+            base.adapters.forget(key)
+
     @property
     def held_blobs(self) -> frozenset[str]:
         """Digests of the versions held in any tier."""

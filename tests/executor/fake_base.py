@@ -28,6 +28,7 @@ class FakeBase:
         self.prefetched: list[ModelKey] = []
         self.wanted: list[ModelKey] = []
         self.num_pins = 0
+        self.forgotten: list[ModelKey] = []
         self.is_closed = False
         self.pinned: frozenset[ModelKey] = frozenset()
         self.batches: list[int] = []
@@ -42,6 +43,9 @@ class FakeBase:
 
     def pin(self, keys: frozenset[ModelKey]) -> None:
         self.pinned = keys
+
+    def forget(self, key: ModelKey) -> None:
+        self.forgotten.append(key)
 
     def close(self) -> None:
         self.is_closed = True

@@ -20,6 +20,7 @@ from services.executor.bases import Bases
 from services.executor.blobs import BlobFiles
 from services.executor.engine.batching import Limits
 from services.executor.engine.interfaces import LoadedBase
+from services.executor.engine.items import ModelKey
 from services.executor.follow import Follower
 from services.executor.registration import Registration
 from services.executor.service import Executor, Options
@@ -42,6 +43,7 @@ class Link:
         self.executor = Executor(Options("executor-1", Limits(256, 8)))
         self.follower = Follower(stub)
         self.files = BlobFiles(BlobCache(directory / "cache", self.blobs))
+        self.fake = FakeBase()
         self._tasks: list[asyncio.Task[None]] = []
         self.registration = Registration(
             stub,
@@ -62,7 +64,8 @@ class Link:
         for file in base.files:
             data = (directory / file.name).read_bytes()
             assert hashlib.sha256(data).hexdigest() == file.sha256
-        return loaded(FakeBase(), base.digest)
+        self.fake = FakeBase()
+        return loaded(self.fake, base.digest)
 
     def begin(self, part: Coroutine[Any, Any, None]) -> None:
         """Let a part run until the test ends."""
@@ -121,6 +124,34 @@ async def test_bases_load_at_the_start_and_when_they_are_added(link: Link) -> No
     second = await link.put_base("second")
     await eventually(lambda: second.digest in link.executor.bases)
     assert link.bases.held_blobs == {file.sha256 for base in (first, second) for file in base.files}
+
+
+async def test_pinned_versions_are_kept_and_deleted_ones_dropped(link: Link) -> None:
+    base = await link.put_base("first")
+    key = ModelKey("acme", "topic", 1, await link.blobs.write(b"version"), base.digest)
+    tenant = resources_pb2.Tenant(name="acme", weight=1)
+    await link.stub.PutTenant(pb.PutTenantRequest(tenant=tenant, is_create=True))
+    version = resources_pb2.Version(
+        tenant=key.tenant,
+        model=key.model,
+        digest=key.digest,
+        size_bytes=len(b"version"),
+        base="first",
+        base_digest=key.base_digest,
+        task=resources_pb2.TASK_EMBEDDING,
+    )
+    created = await link.stub.CreateVersions(
+        pb.CreateVersionsRequest(versions=[pb.NewVersion(version=version)])
+    )
+    assert created.versions[0].version.number == 1
+    link.begin(link.follower.run())
+    await link.bases.start()
+    link.begin(link.bases.run())
+    await link.stub.SetPinned(pb.SetPinnedRequest(tenant="acme", model="topic", pinned=True))
+    await eventually(lambda: link.fake.pinned == {key})
+    await link.stub.DeleteModel(pb.DeleteModelRequest(tenant="acme", model="topic"))
+    await eventually(lambda: link.fake.forgotten == [key])
+    assert link.fake.pinned == frozenset()
 
 
 async def test_starting_waits_for_the_store_but_not_for_a_base(link: Link) -> None:

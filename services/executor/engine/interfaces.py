@@ -89,6 +89,10 @@ class Adapters(Protocol):
         them may leave. Never blocks."""
         ...
 
+    def forget(self, key: ModelKey) -> None:
+        """Drop a deleted version; from device memory once no batch uses it."""
+        ...
+
     def close(self) -> None:
         """Stop loading. May block."""
         ...
