@@ -1,0 +1,218 @@
+"""A load generator in a process of its own: closed loop at saturation, or open loop at a rate.
+
+Sends prepared bytes and parses no answer, so that its own CPU time, which the machine's servers
+lack, is small; it says how much it was. Run as `python -m benchmarks.load '{…LoadSpec…}'`; prints a
+LoadReport as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import grpc.aio
+import uvloop
+
+from hmi.inference.v1 import inference_pb2 as pb
+
+_SERVICE = "/hmi.inference.v1.InferenceService"
+
+
+@dataclass(frozen=True)
+class LoadSpec:
+    """What to send.
+
+    Attributes:
+        mode: `predict` or `stream` (closed loop), or `arrivals` (open loop of Predict calls).
+        concurrency: Calls, or stream items, in flight (closed loop).
+        rate: Requests a second (open loop); `cv` is the coefficient of variation of the Gamma gaps.
+        warmup_s: Seconds before counting begins.
+    """
+
+    address: str
+    key: str
+    models: tuple[str, ...]
+    texts: tuple[str, ...]
+    mode: str = "predict"
+    tenant: str = ""
+    concurrency: int = 64
+    seconds: float = 6.0
+    warmup_s: float = 1.0
+    rate: float = 0.0
+    cv: float = 1.0
+    seed: int = 0
+
+    def metadata(self) -> list[tuple[str, str]]:
+        entries = [("authorization", f"Bearer {self.key}")]
+        return [*entries, ("x-hmi-tenant", self.tenant)] if self.tenant else entries
+
+
+@dataclass
+class LoadReport:
+    """What came back: requests answered in the counted time, and their latencies."""
+
+    num_answers: int = 0
+    num_errors: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    latencies_ms: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return self.num_answers / self.seconds
+
+    def percentile_ms(self, percent: float) -> float:
+        """Nearest-rank percentile of latency."""
+        ordered = sorted(self.latencies_ms)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def run_load(spec: LoadSpec) -> LoadReport:
+    """Generate the load from another process and wait for its report."""
+    return start_load(spec).result()
+
+
+@dataclass(frozen=True)
+class RunningLoad:
+    """A load generator under way."""
+
+    process: subprocess.Popen[str]
+
+    def result(self) -> LoadReport:
+        out, err = self.process.communicate(timeout=300)
+        if self.process.returncode != 0:
+            raise RuntimeError(f"the load generator failed: {err}")
+        return LoadReport(**json.loads(out))
+
+
+def start_load(spec: LoadSpec) -> RunningLoad:
+    """Begin to generate load from another process."""
+    command = [sys.executable, "-m", "benchmarks.load", json.dumps(dataclasses.asdict(spec))]
+    pipe = subprocess.PIPE
+    return RunningLoad(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+
+
+class _Generator:
+    """Sends until time is up. Answers in the warm-up are not counted."""
+
+    def __init__(self, spec: LoadSpec) -> None:
+        self._spec = spec
+        self._rng = random.Random(spec.seed)
+        self.report = LoadReport()
+        self._begin = time.perf_counter() + spec.warmup_s
+        self._end = self._begin + spec.seconds
+
+    @property
+    def is_over(self) -> bool:
+        return time.perf_counter() >= self._end
+
+    def bodies(self, num: int) -> list[bytes]:
+        """Serialized Predict requests, to be sent in turn."""
+        spec, rng = self._spec, self._rng
+        inputs = [(rng.choice(spec.models), rng.choice(spec.texts)) for _ in range(num)]
+        return [
+            pb.PredictRequest(model=m, inputs=[pb.TextInput(text=t)]).SerializeToString()
+            for m, t in inputs
+        ]
+
+    def count(self, sent: float) -> None:
+        """An answer came to what was (to be) sent at this time."""
+        now = time.perf_counter()
+        if self._begin <= now <= self._end:
+            self.report.num_answers += 1
+            self.report.latencies_ms.append((now - sent) * 1e3)
+
+    async def predict(self, channel: grpc.aio.Channel) -> None:
+        call = channel.unary_unary(f"{_SERVICE}/Predict")
+        bodies = self.bodies(512)
+        metadata = self._spec.metadata()
+
+        async def worker(index: int) -> None:
+            while not self.is_over:
+                index = (index + 1) % len(bodies)
+                sent = time.perf_counter()
+                await self._ask(call, bodies[index], metadata, sent)
+
+        await asyncio.gather(*(worker(7 * i) for i in range(self._spec.concurrency)))
+
+    async def _ask(self, call: grpc.aio.UnaryUnaryMultiCallable, body: bytes,
+                   metadata: Sequence[tuple[str, str]], sent: float) -> None:  # fmt: skip
+        try:
+            await call(body, metadata=metadata)
+        except grpc.aio.AioRpcError:
+            self.report.num_errors += 1
+        else:
+            self.count(sent)
+
+    async def arrivals(self, channel: grpc.aio.Channel) -> None:
+        """Gamma arrivals; latency counts from the intended time, whatever came between."""
+        spec, rng = self._spec, self._rng
+        call = channel.unary_unary(f"{_SERVICE}/Predict")
+        bodies = self.bodies(512)
+        shape = 1 / spec.cv**2
+        intended = time.perf_counter()
+        tasks = []
+        while intended < self._end:
+            intended += rng.gammavariate(shape, 1 / (spec.rate * shape))
+            await asyncio.sleep(max(0.0, intended - time.perf_counter()))
+            body = rng.choice(bodies)
+            tasks.append(asyncio.create_task(self._ask(call, body, spec.metadata(), intended)))
+        await asyncio.gather(*tasks)
+
+    async def stream(self, channel: grpc.aio.Channel) -> None:
+        spec, rng = self._spec, self._rng
+        free = asyncio.Semaphore(spec.concurrency)
+        sent: dict[int, float] = {}
+
+        async def requests() -> AsyncIterator[pb.StreamPredictRequest]:
+            item_id = 0
+            while not self.is_over:
+                await free.acquire()
+                item_id += 1
+                sent[item_id] = time.perf_counter()
+                text = pb.TextInput(text=rng.choice(spec.texts))
+                yield pb.StreamPredictRequest(
+                    item_id=item_id, model=rng.choice(spec.models), input=text
+                )
+
+        call = channel.stream_stream(
+            f"{_SERVICE}/StreamPredict",
+            request_serializer=pb.StreamPredictRequest.SerializeToString,
+            response_deserializer=pb.StreamPredictResponse.FromString,
+        )
+        async for response in call(requests(), metadata=spec.metadata()):
+            begun = sent.pop(response.item_id)
+            if response.HasField("error"):
+                self.report.num_errors += 1
+            else:
+                self.count(begun)
+            free.release()
+
+
+async def _main(spec: LoadSpec) -> LoadReport:
+    generator = _Generator(spec)
+    modes = {
+        "predict": generator.predict,
+        "stream": generator.stream,
+        "arrivals": generator.arrivals,
+    }
+    async with grpc.aio.insecure_channel(spec.address) as channel:
+        await modes[spec.mode](channel)
+    report = generator.report
+    report.seconds = spec.seconds
+    report.cpu_seconds = time.process_time() * spec.seconds / (spec.seconds + spec.warmup_s)
+    return report
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    given["models"], given["texts"] = tuple(given["models"]), tuple(given["texts"])
+    print(json.dumps(dataclasses.asdict(uvloop.run(_main(LoadSpec(**given))))))
