@@ -131,6 +131,7 @@ class Stack:
     settings: GatewaySettings
     app: App
     channel: grpc.aio.Channel
+    address: str
     base_digest: str = ""
     keys: dict[str, str] = field(default_factory=dict)
     exits: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -250,7 +251,9 @@ async def open_stack(store: Store, cache: Path, **settings: Any) -> AsyncIterato
         front = await exits.enter_async_context(
             grpc.aio.insecure_channel(f"127.0.0.1:{running.port}")
         )
-        stack = Stack(store, knowledge, Blobs(knowledge), chosen, app, front)
+        stack = Stack(
+            store, knowledge, Blobs(knowledge), chosen, app, front, f"127.0.0.1:{running.port}"
+        )
         await exits.enter_async_context(stack.exits)
         stack.base_digest = await stack.add_base("tiny")
         yield stack
