@@ -15,12 +15,15 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
-from hmi.client import Client
+from hmi.client import Client, RetryPolicy
 from hmi.errors import InvalidArgument, Unavailable
 
 P = ParamSpec("P")
 
 DEFAULT_DATA_DIR = Path(".hmi")
+
+_RETRY = RetryPolicy(max_attempts=4)
+"""Under a second: somebody is waiting who can see the error and try again."""
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -49,7 +52,8 @@ class Session:
             Unavailable: Nobody answers there; the message says where.
         """
         address = self._address()
-        with Client(address, key=self._key(address), tenant=self.tenant) as client:
+        key = self._key(address)
+        with Client(address, key=key, tenant=self.tenant, retry=_RETRY) as client:
             try:
                 yield client
             except Unavailable as error:

@@ -16,8 +16,8 @@ from hmi.errors import HmiError, ResourceExhausted, Unavailable
 class RetryPolicy:
     """Bounds of retrying. `RetryPolicy(max_attempts=1)` never retries."""
 
-    max_attempts: int = 6
-    """Tries in all, the first included."""
+    max_attempts: int = 8
+    """Tries in all, the first included. Eight outlast the restart of a gateway: 6 to 11 s."""
     initial_s: float = 0.1
     """Longest wait before the first retry; doubles with each one after."""
     max_s: float = 5.0
@@ -26,15 +26,16 @@ class RetryPolicy:
     def delay(self, error: HmiError, attempt: int) -> float | None:
         """Seconds to wait after failed try number `attempt` (from 1); None not to try again.
 
-        UNAVAILABLE waits a random time up to an exponential bound ("full jitter"), and never less
-        than the server asks; RESOURCE_EXHAUSTED is tried again only if the server says when.
+        UNAVAILABLE waits a random time between half an exponential bound and all of it ("equal
+        jitter"), and never less than the server asks; RESOURCE_EXHAUSTED is tried again only if the
+        server says when.
         """
         if attempt >= self.max_attempts:
             return None
         asked = error.retry_after
         if isinstance(error, Unavailable):
             bound = min(self.max_s, self.initial_s * 2 ** (attempt - 1))
-            jittered = random.uniform(bound / 10, bound)  # noqa: S311 — spreads load, hides nothing
+            jittered = random.uniform(bound / 2, bound)  # noqa: S311 — spreads load, hides nothing
             return jittered if asked is None else self._within_bound(asked + jittered / 10)
         if isinstance(error, ResourceExhausted) and asked is not None:
             return self._within_bound(asked + random.uniform(0, self.initial_s))  # noqa: S311
