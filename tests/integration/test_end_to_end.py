@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -284,23 +282,3 @@ def test_bases_are_listed_with_their_digest(account: Account, admin: Client) -> 
     (base,) = [base for base in account.client.list_bases() if base.name == "minilm"]
     assert (base.architecture, base.hidden_size, base.num_layers) == ("bert", 384, 6)
     assert admin.get_base("minilm") == base
-
-
-def test_command_line_does_the_same(stack: LocalStack, lora: Lora, tmp_path: Path) -> None:
-    def hmi(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "hmi", *arguments, "--data-dir", str(stack.data_dir)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=tmp_path)
-
-    assert hmi("tenants", "create", "cli").returncode == 0
-    directory = str(lora(1).directory)
-    pushed = hmi("models", "push", directory, "--tenant", "cli", "--name", "news", "--json")
-    assert pushed.returncode == 0, pushed.stderr
-    assert json.loads(pushed.stdout)["number"] == 1
-    answered = hmi("predict", "--tenant", "cli", "--model", "news", TEXTS[0], "--json")
-    assert answered.returncode == 0, answered.stderr
-    (prediction,) = json.loads(answered.stdout)["predictions"]
-    scores = [one["score"] for one in prediction["scores"]]
-    assert scores == pytest.approx(lora(1).scores(TEXTS[0], None).tolist(), abs=1e-4)
-    missing = hmi("predict", "--tenant", "cli", "--model", "none", "text")
-    assert missing.returncode == 1
-    assert missing.stderr.count("\n") == 1
