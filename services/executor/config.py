@@ -40,7 +40,7 @@ class ExecutorSettings(ServiceSettings):
         0, ge=0, description="Rows of a batch; 0: 64 on a CPU, 256 on CUDA."
     )
     credit_batches: float = Field(
-        4.0,
+        2.0,
         gt=0,
         description="Batches' worth of tokens that all gateways together may have submitted. More "
         "keeps the device busy over slow networks; less keeps queues where fairness is decided.",
