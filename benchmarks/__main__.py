@@ -12,7 +12,17 @@ import sys
 from pathlib import Path
 
 # Modules here that measure nothing themselves.
-_PARTS = {"__init__", "__main__", "report", "load", "bare", "rivals", "workload"}
+_PARTS = {
+    "__init__",
+    "__main__",
+    "report",
+    "load",
+    "inprocess",
+    "bare",
+    "rivals",
+    "rival_worker",
+    "workload",
+}
 
 
 def names() -> list[str]:

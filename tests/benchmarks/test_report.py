@@ -49,9 +49,15 @@ def test_what_was_measured_before_a_failure_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "OUT", tmp_path)
-    with pytest.raises(RuntimeError), Report("sample") as sample:
-        sample.add("first", Estimate(1.0, 1.0, 1.0), "s")
-        raise RuntimeError
+    sample = Report("sample")
+
+    def measure() -> None:
+        with sample:
+            sample.add("first", Estimate(1.0, 1.0, 1.0), "s")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        measure()
     assert len(json.loads((tmp_path / "sample.json").read_text())["figures"]) == 1
 
 
