@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import uuid
 
 from hmi.knowledge.v1 import knowledge_pb2
@@ -26,6 +27,9 @@ async def main(settings: GatewaySettings) -> None:
             member_id=member_id, kind=knowledge_pb2.MEMBER_KIND_GATEWAY, address=address
         )
         lease = asyncio.create_task(stay_registered(app.knowledge, member))
+        # What the snapshot brought lives on: a collection need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         print(f"ready: {settings.host}:{running.port}", flush=True)
         try:
             await stopped(settings)

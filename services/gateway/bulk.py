@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from hmi.admin.v1 import model_pb2, resources_pb2
-from services.common.errors import DataLoss, HmiError, InvalidArgument
+from services.common.errors import DataLoss, DeadlineExceeded, HmiError, InvalidArgument
 from services.gateway.domain import Base
 from services.gateway.uploads import Checked, VersionUploads
 
@@ -48,11 +48,16 @@ class _Arriving:
 
 
 class BulkUpload:
-    """One UploadVersions call."""
+    """One UploadVersions call.
 
-    def __init__(self, uploads: VersionUploads, tenant: str) -> None:
+    Args:
+        idle_s: How long a begun upload may wait for its next bytes.
+    """
+
+    def __init__(self, uploads: VersionUploads, tenant: str, idle_s: float) -> None:
         self._uploads = uploads
         self._tenant = tenant
+        self._idle_s = idle_s
         self._arrived: asyncio.Queue[_Arriving | None] = asyncio.Queue(GROUP_VERSIONS)
         self._latest: _Arriving | None = None
         self._held: set[_Arriving] = set()
@@ -63,7 +68,8 @@ class BulkUpload:
         """Each upload's position and outcome.
 
         Raises:
-            InvalidArgument: Bytes before the first header.
+            InvalidArgument: Bytes before the first header, or after an upload's last.
+            DeadlineExceeded: A begun upload does not go on.
         """
         reader = asyncio.create_task(self._read(parts))
         try:
@@ -83,25 +89,42 @@ class BulkUpload:
                 self._release(entry)
 
     async def _read(self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]) -> None:
-        position = 0
+        error: Exception | None = None
         try:
-            async for part in parts:
-                if part.HasField("header"):
-                    await self._hand_over_unfinished()
-                    self._latest = await self._begin(position, part.header)
-                    position += 1
-                elif self._latest is None and position == 0:
-                    raise InvalidArgument("part", "the first message must be a header")
-                elif self._latest is not None:
-                    self._latest.add(part.chunk)
-                else:
-                    raise InvalidArgument("chunk", "more bytes than header.size_bytes")
-                if self._latest is not None and self._latest.is_whole:
-                    await self._arrived.put(self._latest)
-                    self._latest = None
-            await self._hand_over_unfinished()
-        finally:
-            await self._arrived.put(None)
+            await self._take_all(parts)
+        except Exception as failure:
+            error = failure
+        await self._arrived.put(None)
+        if error is not None:
+            raise error
+
+    async def _take_all(self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]) -> None:
+        position = 0
+        while (part := await self._next(parts)) is not None:
+            if part.HasField("header"):
+                await self._hand_over_unfinished()
+                self._latest = await self._begin(position, part.header)
+                position += 1
+            elif self._latest is not None:
+                self._latest.add(part.chunk)
+            elif position == 0:
+                raise InvalidArgument("part", "the first message must be a header")
+            else:
+                raise InvalidArgument("chunk", "more bytes than header.size_bytes")
+            if self._latest is not None and self._latest.is_whole:
+                await self._arrived.put(self._latest)
+                self._latest = None
+        await self._hand_over_unfinished()
+
+    async def _next(
+        self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]
+    ) -> model_pb2.UploadVersionsRequest | None:
+        """The next message; between two uploads the sender may take its time."""
+        try:
+            async with asyncio.timeout(self._idle_s if self._latest else None):
+                return await anext(parts, None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing came for {self._idle_s} s", reason="IDLE") from None
 
     async def _begin(self, position: int, header: model_pb2.UploadHeader) -> _Arriving:
         entry = _Arriving(position, header, None, 0, bytearray())

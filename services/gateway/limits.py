@@ -92,13 +92,15 @@ class Limits:
         Raises:
             ResourceExhausted: naming the quota, with the time to wait.
         """
+        buckets = self._refreshed(tenant)
+        if buckets is None:
+            return
         now = self._now()
-        buckets = self._refreshed(tenant, now)
-        for bucket, need, quota in (
-            (buckets.requests, 1.0, "requests_per_second"),
-            (buckets.tokens, 1.0, "tokens_per_second"),
+        for bucket, quota in (
+            (buckets.requests, "requests_per_second"),
+            (buckets.tokens, "tokens_per_second"),
         ):
-            wait_s = bucket.wait_s(need, now)
+            wait_s = bucket.wait_s(1.0, now)
             if wait_s > 0:
                 raise ResourceExhausted(
                     f"the tenant's quota of {quota} is used up: retry in {wait_s:.3f} s",
@@ -110,8 +112,9 @@ class Limits:
 
     def charge_tokens(self, tenant: resources_pb2.Tenant, num_tokens: int) -> None:
         """Take the tokens of an admitted request."""
-        now = self._now()
-        self._refreshed(tenant, now).tokens.take(num_tokens, now)
+        buckets = self._refreshed(tenant)
+        if buckets is not None:
+            buckets.tokens.take(num_tokens, self._now())
 
     def check_room(
         self, tenant: resources_pb2.Tenant, num_new: int, num_waiting: int, num_waiting_of_all: int
@@ -141,17 +144,18 @@ class Limits:
         """Items of the tenant that may wait in this gateway."""
         return tenant.quota.max_queued_items or self._settings.default_max_queued_items
 
-    def _refreshed(self, tenant: resources_pb2.Tenant, now: float) -> _Buckets:
-        """The tenant's buckets, with its quota of this moment."""
-        settings, share = self._settings, max(1, self._num_gateways())
-        quota = tenant.quota
-        requests = (quota.requests_per_second or settings.default_requests_per_second) / share
-        tokens = (quota.tokens_per_second or settings.default_tokens_per_second) / share
+    def _refreshed(self, tenant: resources_pb2.Tenant) -> _Buckets | None:
+        """The tenant's buckets, with its quota of this moment; None if it has none."""
+        settings, quota = self._settings, tenant.quota
+        requests = quota.requests_per_second or settings.default_requests_per_second
+        tokens = quota.tokens_per_second or settings.default_tokens_per_second
+        if not requests and not tokens:
+            self._buckets.pop(tenant.name, None)
+            return None
+        share = max(1, self._num_gateways())
+        requests, tokens, now = requests / share, tokens / share, self._now()
         # A bucket holds at least one request (or token), or a small rate would admit none.
-        bursts = (
-            max(1.0, requests * settings.quota_burst_s),
-            max(1.0, tokens * settings.quota_burst_s),
-        )
+        bursts = [max(1.0, rate * settings.quota_burst_s) for rate in (requests, tokens)]
         buckets = self._buckets.get(tenant.name)
         if buckets is None:
             buckets = _Buckets(
@@ -162,7 +166,3 @@ class Limits:
         buckets.requests.set_rate(requests, bursts[0], now)
         buckets.tokens.set_rate(tokens, bursts[1], now)
         return buckets
-
-    def forget(self, tenant: str) -> None:
-        """Drop a deleted tenant's buckets."""
-        self._buckets.pop(tenant, None)

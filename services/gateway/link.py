@@ -16,7 +16,7 @@ import grpc.aio
 from hmi.executor.v1 import executor_pb2 as pb
 from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from services.common.errors import HmiError, from_status
-from services.common.knowledge import open_channel
+from services.common.server import CHANNEL_OPTIONS
 from services.gateway.domain import Item
 
 if TYPE_CHECKING:
@@ -26,6 +26,14 @@ logger = logging.getLogger(__name__)
 
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 1.0
+
+_OPTIONS = [
+    *CHANNEL_OPTIONS,
+    # The channel's own back-off must not be slower than ours.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
 
 
 class StreamEnded(Exception):
@@ -75,7 +83,8 @@ class Link:
         self._outbox: list[pb.Command] = []
         self._wake = asyncio.Event()
         self._is_closing = False
-        self._token = token
+        # Given with each call: an interceptor would copy every message of the stream once more.
+        self._metadata = (("authorization", f"Bearer {token}"),)
         self._gateway_id = gateway_id
         self._events = events
 
@@ -121,7 +130,7 @@ class Link:
     async def run(self) -> None:
         """Keep connected, until closed and cancelled."""
         delay_s = RETRY_MIN_S
-        async with open_channel(self.address, self._token) as channel:
+        async with grpc.aio.insecure_channel(self.address, options=_OPTIONS) as channel:
             stub: ExecutorServiceAsyncStub = ExecutorServiceStub(channel)
             while not self._is_closing:
                 was_up = await self._session(stub)
@@ -130,7 +139,7 @@ class Link:
 
     async def _session(self, stub: ExecutorServiceAsyncStub) -> bool:
         """One life of the streams; whether it came up."""
-        call = stub.Execute()
+        call = stub.Execute(metadata=self._metadata)
         self._outbox = [pb.Command(hello=pb.Hello(gateway_id=self._gateway_id))]
         self._wake.set()
         was_up = False
@@ -203,7 +212,7 @@ class Link:
             self._events.item_answered(item, event.output)
 
     async def _follow_status(self, stub: ExecutorServiceAsyncStub) -> None:
-        async for status in stub.WatchStatus(pb.WatchStatusRequest()):
+        async for status in stub.WatchStatus(pb.WatchStatusRequest(), metadata=self._metadata):
             self.resident.update(status.loaded_digests)
             self.resident.difference_update(status.evicted_digests)
             self._hinted.difference_update(status.loaded_digests)

@@ -70,6 +70,8 @@ class ItemStream(Generic[Request, Response]):
                 if isinstance(response, BaseException):
                     raise response
                 yield response
+                # Only now: what a slow caller does not take away counts as in work.
+                self._window.release()
         finally:
             reader.cancel()
             for task in self._in_work.values():
@@ -96,7 +98,6 @@ class ItemStream(Generic[Request, Response]):
             self._finished.put_nowait(error)
         finally:
             del self._in_work[request.item_id]
-            self._window.release()
         self._end_if_done()
 
     def _end_if_done(self) -> None:

@@ -9,6 +9,7 @@ bytes: a digest is no proof of having them.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ from services.gateway.store_calls import ask, passed_on
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
+logger = logging.getLogger(__name__)
 
 _MAX_REQUEST_ID_CHARS = 128
 
@@ -240,8 +243,8 @@ class VersionUploads:
             await self._write_rest(begin, pieces())
         except DataLoss:
             return  # as it must be: the store has taken what there was
-        except HmiError:
-            return  # nothing is kept then; the caller begins again
+        except HmiError as error:
+            logger.info("a broken upload begins again", extra={"error": error.message})
 
 
 def _outcome(created: pb.CreatedVersion) -> resources_pb2.Version | HmiError:

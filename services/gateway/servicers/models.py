@@ -112,7 +112,7 @@ class ModelServicer(ModelServiceServicer):
     async def UploadVersions(
         self, request_iterator: AsyncIterator[pb.UploadVersionsRequest], context: Context
     ) -> AsyncIterator[pb.UploadVersionsResponse]:
-        bulk = BulkUpload(self._uploads, self._tenant(context))
+        bulk = BulkUpload(self._uploads, self._tenant(context), self._idle_s)
         async for position, outcome in bulk.run(aiter(request_iterator)):
             if isinstance(outcome, HmiError):
                 error = outcome.to_status()
