@@ -55,6 +55,41 @@ class App:
     router: Router
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What servicers are made of."""
+
+    settings: GatewaySettings
+    knowledge: KnowledgeServiceAsyncStub
+    mirror: Mirror
+    cache: BlobCache
+    usage: Usage
+    router: Router
+    predictor: Predictor
+
+
+def _adders(parts: _Parts) -> Adders:
+    """Every servicer, by its service's full name."""
+    settings, knowledge, mirror = parts.settings, parts.knowledge, parts.mirror
+    auth = Authenticator(mirror, settings.max_staleness_s)
+    admission = Admission(parts.cache, settings.max_upload_bytes)
+    memory = ByteBudget(settings.upload_memory_bytes)
+    uploads = VersionUploads(knowledge, mirror, admission, settings.max_upload_bytes, memory)
+    bases = BaseUploads(knowledge, mirror, settings.max_base_bytes)
+    inference = InferenceServicer(auth, parts.predictor, settings.stream_window)
+    tenants = TenantServicer(auth, knowledge, mirror, parts.usage, parts.router)
+    models = ModelServicer(auth, knowledge, mirror, bases, uploads, settings.upload_idle_s)
+    oip = OpenInferenceServicer(auth, mirror, parts.router, parts.predictor)
+    return {
+        "hmi.inference.v1.InferenceService": partial(
+            add_InferenceServiceServicer_to_server, inference
+        ),
+        "hmi.admin.v1.TenantService": partial(add_TenantServiceServicer_to_server, tenants),
+        "hmi.admin.v1.ModelService": partial(add_ModelServiceServicer_to_server, models),
+        "inference.GRPCInferenceService": partial(add_GRPCInferenceServiceServicer_to_server, oip),
+    }
+
+
 def _prefetch(tokenization: Tokenization, mirror: Mirror) -> None:
     """Load every base's tokenizer before it is asked for, and before the store may be away."""
     for base in mirror.state.bases.values():
@@ -77,31 +112,11 @@ async def open_app(settings: GatewaySettings, gateway_id: str) -> AsyncIterator[
         try:
             await mirror.ready()
             limits = Limits(settings, mirror.num_gateways, time.monotonic)
-            auth = Authenticator(mirror, settings.max_staleness_s)
             predictor = Predictor(settings, mirror, limits, tokenization, router, usage)
-            inference = InferenceServicer(auth, predictor, settings.stream_window)
-            admission = Admission(cache, settings.max_upload_bytes)
-            memory = ByteBudget(settings.upload_memory_bytes)
-            uploads = VersionUploads(
-                knowledge, mirror, admission, settings.max_upload_bytes, memory
-            )
-            bases = BaseUploads(knowledge, mirror, settings.max_base_bytes)
-            tenants = TenantServicer(auth, knowledge, mirror, usage, router)
-            models = ModelServicer(auth, knowledge, mirror, bases, uploads, settings.upload_idle_s)
-            oip = OpenInferenceServicer(auth, mirror, router, predictor)
-            adders: Adders = {
-                "hmi.inference.v1.InferenceService": partial(
-                    add_InferenceServiceServicer_to_server, inference
-                ),
-                "hmi.admin.v1.TenantService": partial(add_TenantServiceServicer_to_server, tenants),
-                "hmi.admin.v1.ModelService": partial(add_ModelServiceServicer_to_server, models),
-                "inference.GRPCInferenceService": partial(
-                    add_GRPCInferenceServiceServicer_to_server, oip
-                ),
-            }
+            parts = _Parts(settings, knowledge, mirror, cache, usage, router, predictor)
             mirror.on_change(lambda: _prefetch(tokenization, mirror))
             _prefetch(tokenization, mirror)
-            yield App(adders, knowledge, mirror, router)
+            yield App(_adders(parts), knowledge, mirror, router)
         finally:
             following.cancel()
             await router.close()

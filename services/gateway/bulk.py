@@ -7,7 +7,7 @@ group is committed is the next group, so a fast sender gets large groups and a s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from hmi.admin.v1 import model_pb2, resources_pb2
@@ -64,7 +64,7 @@ class BulkUpload:
 
     async def run(
         self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]
-    ) -> AsyncIterator[tuple[int, Outcome]]:
+    ) -> AsyncGenerator[tuple[int, Outcome], None]:
         """Each upload's position and outcome.
 
         Raises:

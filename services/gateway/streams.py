@@ -7,7 +7,7 @@ stops reading, so that the caller is held back by flow control.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 from services.common.errors import DeadlineExceeded, InvalidArgument
@@ -58,7 +58,7 @@ class ItemStream(Generic[Request, Response]):
         self._in_work: dict[int, asyncio.Task[None]] = {}
         self._is_read = False
 
-    async def run(self, requests: AsyncIterator[Request]) -> AsyncIterator[Response]:
+    async def run(self, requests: AsyncIterator[Request]) -> AsyncGenerator[Response, None]:
         """The answers, in the order they finish; leaving early cancels what is in work.
 
         Raises:

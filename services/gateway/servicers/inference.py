@@ -6,6 +6,7 @@ Knows the messages; the predictor knows the rest.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -61,8 +62,9 @@ class InferenceServicer(InferenceServiceServicer):
                 return pb.StreamPredictResponse(item_id=request.item_id, error=error.to_status())
 
         stream = ItemStream(answer, self._stream_window)
-        async for response in stream.run(request_iterator):
-            yield response
+        async with aclosing(stream.run(request_iterator)) as responses:
+            async for response in responses:
+                yield response
 
     async def _answer_item(
         self, caller: Caller, request: pb.StreamPredictRequest, timeout_s: float | None

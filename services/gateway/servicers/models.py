@@ -6,6 +6,7 @@ Knows the messages and who may ask; uploads, bases and the knowledge store do th
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -113,12 +114,13 @@ class ModelServicer(ModelServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadVersionsRequest], context: Context
     ) -> AsyncIterator[pb.UploadVersionsResponse]:
         bulk = BulkUpload(self._uploads, self._tenant(context), self._idle_s)
-        async for position, outcome in bulk.run(aiter(request_iterator)):
-            if isinstance(outcome, HmiError):
-                error = outcome.to_status()
-                yield pb.UploadVersionsResponse(position=position, error=error)
-            else:
-                yield pb.UploadVersionsResponse(position=position, version=outcome)
+        async with aclosing(bulk.run(aiter(request_iterator))) as outcomes:
+            async for position, outcome in outcomes:
+                if isinstance(outcome, HmiError):
+                    error = outcome.to_status()
+                    yield pb.UploadVersionsResponse(position=position, error=error)
+                else:
+                    yield pb.UploadVersionsResponse(position=position, version=outcome)
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
