@@ -7,7 +7,6 @@ Follows `peft.tuners.tuners_utils.check_target_module_exists` and `peft.utils.ot
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import regex
@@ -46,13 +45,14 @@ class Patterns:
             raise InvalidArgument(field, "matching takes too long") from error
 
     def value(
-        self, field: str, table: Mapping[str, Any], module: str, default: object
+        self, options: Options, table_key: str, key: str, default: object, module: str
     ) -> tuple[str, Any]:
-        """A pattern table's value for a module, with the field it stands in."""
-        for key, value in table.items():
-            if self.fullmatch(f"{field}[{key}]", rf"(.*\.)?({key})", module):
-                return f"{field}[{key}]", value
-        return field, default
+        """A module's value in a pattern table, or else the plain key's; with the field it is of."""
+        for pattern, value in options.mapping(table_key).items():
+            field = f"{options.field}.{table_key}[{pattern}]"
+            if self.fullmatch(field, rf"(.*\.)?({pattern})", module):
+                return field, value
+        return f"{options.field}.{key}", options.get(key, default)
 
 
 class Targets:

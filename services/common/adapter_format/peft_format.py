@@ -160,23 +160,13 @@ class _LoraReader:
         return self._parts
 
     def _lora(self, module: str, stem: str, place: Place | None) -> Lora:
-        options, field_ = self._options, self._options.field
-        r_field, rank = self._patterns.value(
-            f"{field_}.rank_pattern", options.mapping("rank_pattern"), module, options.get("r", 8)
-        )
+        options = self._options
+        field_, rank = self._patterns.value(options, "rank_pattern", "r", 8, module)
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-            raise InvalidArgument(r_field, "a rank is an integer of at least 1")
+            raise InvalidArgument(field_, "a rank is an integer of at least 1")
         if rank > self._limits.max_rank:
-            raise InvalidArgument(
-                r_field if "[" in r_field else f"{field_}.r",
-                f"rank {rank}, at most {self._limits.max_rank} is served",
-            )
-        alpha_field, alpha = self._patterns.value(
-            f"{field_}.alpha_pattern",
-            options.mapping("alpha_pattern"),
-            module,
-            options.get("lora_alpha", 8),
-        )
+            raise InvalidArgument(field_, f"rank {rank}, at most {self._limits.max_rank} is served")
+        alpha_field, alpha = self._patterns.value(options, "alpha_pattern", "lora_alpha", 8, module)
         divisor = math.sqrt(rank) if options.flag("use_rslora", False) else rank
         num_in, num_out = sizes(self._base, place)
         return Lora(

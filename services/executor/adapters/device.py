@@ -24,11 +24,13 @@ class _Resident:
         heat: log2 of the uses so far, each halved every half-life, referred to time 0 (LRFU: Lee
             et al. 2001). It moves only with a use, so any two can be compared at any time.
         claimed_until: Someone waits for it until then: it is not evicted before it was of use.
+        is_leaving: It is dropped at its last release.
     """
 
     slot: Slot
     heat: float
     claimed_until: float
+    is_leaving: bool = False
 
 
 class DeviceTier:
@@ -70,6 +72,9 @@ class DeviceTier:
         if slot.num_users < 1:
             raise ValueError(f"{slot.key} is released more often than acquired")
         slot.num_users -= 1
+        resident = self._residents.get(slot.key)
+        if resident is not None and resident.is_leaving:
+            self.drop(slot.key)
 
     def make_room(self, num_rows: int, *, is_claimed: bool) -> IntArray | None:
         """Rows for an adapter that comes, by evicting the coolest that nobody uses.
@@ -99,14 +104,16 @@ class DeviceTier:
         claim = now + _CLAIM_S if is_claimed else 0.0
         self._residents[slot.key] = _Resident(slot, now / _HALF_LIFE_S, claim)
 
-    def drop(self, key: Key) -> bool:
-        """Take an adapter out; False if it is in use (or not there)."""
+    def drop(self, key: Key) -> None:
+        """Take an adapter out, if it is here: now, or when its last user releases it."""
         resident = self._residents.get(key)
-        if resident is None or resident.slot.num_users:
-            return False
+        if resident is None:
+            return
+        if resident.slot.num_users:
+            resident.is_leaving = True
+            return
         del self._residents[key]
         self._arena.give(resident.slot.numbers)
-        return True
 
     def _idle(self) -> list[tuple[Key, _Resident]]:
         """Those that may leave, coolest first."""

@@ -15,53 +15,29 @@ Knows keys and digests; does not know tenants, batches or where blobs come from.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
-from services.common.adapter_format import Limits, admit
+from services.common.adapter_format import Limits
 from services.common.base_config import BaseConfig
-from services.common.errors import (
-    DataLoss,
-    HmiError,
-    Internal,
-    InvalidArgument,
-    ResourceExhausted,
-    Unavailable,
-)
+from services.common.errors import HmiError, Internal
 from services.executor.adapters import metrics
 from services.executor.adapters.arena import Arena, IntArray
 from services.executor.adapters.batch import BatchBypass
 from services.executor.adapters.device import DeviceTier
 from services.executor.adapters.host import HostTier
-from services.executor.adapters.packing import BaseTensor, Packed, pack
+from services.executor.adapters.loader import Loader
+from services.executor.adapters.packing import BaseTensor, Packed
+from services.executor.adapters.requests import Request, Requests
 from services.executor.adapters.slots import Key, Slot
 from services.executor.models.segments import Segments
 
-logger = logging.getLogger(__name__)
-
 _NUM_STAGING_THREADS = 4
-_MAX_STAGED = 64  # adapters between disk and device at a time: bounds what the host tier cannot
 _MAX_PASSED = 32  # later loads that may go by one that waits for room
-_MAX_ERRORS = 4096
-_PERMANENT = (InvalidArgument, ResourceExhausted)
-
-
-@dataclass(slots=True)
-class _Request:
-    """An adapter on its way in. `is_claimed`: somebody waits, it is more than a hint."""
-
-    digest: str
-    is_claimed: bool
-    is_staging: bool = False
-    packed: Packed | None = None
-    num_passed: int = 0
 
 
 class AdapterStore:
@@ -94,19 +70,21 @@ class AdapterStore:
     ) -> None:
         self.base = base
         self.arena = Arena(base.hidden_size, size_bytes=device_bytes, dtype=dtype, device=device)
-        self._dtype = dtype
-        self._read_blob = read_blob
-        self._base_tensor = base_tensor
-        self._limits = limits or Limits()
+        self._loader = Loader(
+            base=base,
+            dtype=dtype,
+            read_blob=read_blob,
+            base_tensor=base_tensor,
+            limits=limits or Limits(),
+            max_rows=self.arena.capacity,
+            pin_memory=device.type == "cuda",
+        )
         self._on_change = on_change or (lambda: None)
         self._name = name
-        self._pin_memory = device.type == "cuda"
         self._lock = threading.Condition()
         self._device = DeviceTier(self.arena)
         self._host = HostTier(host_bytes)
-        self._requests: dict[Key, _Request] = {}  # in order of arrival
-        self._errors: dict[Key, HmiError] = {}
-        self._refused: dict[str, HmiError] = {}  # by digest: errors that no retry can mend
+        self._requests = Requests()
         self._is_closed = False
         self._stagers = ThreadPoolExecutor(_NUM_STAGING_THREADS, thread_name_prefix="adapter-read")
         self._committer = threading.Thread(
@@ -149,11 +127,11 @@ class AdapterStore:
             slot = self._device.acquire(key)
             if slot is not None:
                 return slot
-            error = self._errors.pop(key, None)
+            error = self._requests.tell(key)
             if error is not None:
                 raise error
             self._request(key, is_claimed=True)
-            refusal = self._errors.pop(key, None)
+            refusal = self._requests.tell(key)
             if refusal is not None:  # known from before: no load will end and say so
                 raise refusal
             return None
@@ -186,11 +164,12 @@ class AdapterStore:
     def forget(self, key: Key) -> None:
         """Drop a deleted version from the tiers; from the device once no batch uses it."""
         with self._lock:
-            self._requests.pop(key, None)
-            self._errors.pop(key, None)
+            self._requests.take(key)
+            self._requests.tell(key)
             self._device.drop(key)
             if key.digest not in self._device_digests():
                 self._host.drop(key.digest)
+            self._observe()
             self._lock.notify_all()
 
     def resident_digests(self) -> frozenset[str]:
@@ -201,8 +180,7 @@ class AdapterStore:
     def held_digests(self) -> frozenset[str]:
         """Versions in any tier, or on their way in."""
         with self._lock:
-            loading = {request.digest for request in self._requests.values()}
-            return self._device_digests() | self._host.digests | loading
+            return self._device_digests() | self._host.digests | self._requests.digests
 
     def _device_digests(self) -> frozenset[str]:
         return frozenset(key.digest for key in self._device.keys)
@@ -210,92 +188,40 @@ class AdapterStore:
     def _request(self, key: Key, *, is_claimed: bool) -> None:
         if self._is_closed or key in self._device:
             return
-        request = self._requests.get(key)
-        if request is not None:
-            request.is_claimed |= is_claimed
-            return
-        if key in self._errors and not is_claimed:
-            return  # not told yet
-        refusal = self._refused.get(key.digest)
-        if refusal is not None:
-            self._errors[key] = refusal
-            return
-        self._requests[key] = _Request(key.digest, is_claimed)
-        self._stage_more()
+        if self._requests.add(key, is_claimed=is_claimed):
+            self._stage_more()
 
     def _stage_more(self) -> None:
-        """Start reading what is wanted, claims before hints, within the bound on what is staged."""
-        num_staged = sum(r.is_staging or r.packed is not None for r in self._requests.values())
-        waiting = [
-            (key, request)
-            for key, request in self._requests.items()
-            if not request.is_staging and request.packed is None
-        ]
-        for key, request in sorted(waiting, key=lambda pair: not pair[1].is_claimed):
-            if num_staged >= _MAX_STAGED:
-                return
-            num_staged += 1
-            request.packed = self._host.get(request.digest)
+        """Bring into host memory what comes next."""
+        for request in self._requests.to_stage():
+            request.packed = self._host.get(request.key.digest)
             if request.packed is None:
                 request.is_staging = True
-                self._stagers.submit(self._stage, key, request)
+                self._stagers.submit(self._stage, request)
             else:
                 self._lock.notify_all()
 
-    def _stage(self, key: Key, request: _Request) -> None:
+    def _stage(self, request: Request) -> None:
         """Disk to host, on a staging thread."""
         started = time.perf_counter()
         packed: Packed | None = None
         error: HmiError | None = None
         try:
-            packed = self._pack(request.digest)
+            packed = self._loader.load(request.key.digest)
         except HmiError as caught:
             error = caught
-        except Exception:
-            logger.exception("an adapter could not be loaded", extra={"digest": request.digest})
-            error = Unavailable("the adapter could not be loaded")
         metrics.LOAD_SECONDS.labels("host").observe(time.perf_counter() - started)
         with self._lock:
             request.is_staging = False
             request.packed = packed
             if packed is not None:
-                self._host.put(request.digest, packed)
-            if error is not None and self._requests.get(key) is request:
-                self._fail(key, error)
+                self._host.put(request.key.digest, packed)
+            if error is not None:
+                self._requests.fail(request, error)
             self._stage_more()
             self._lock.notify_all()
         if error is not None:
             self._on_change()
-
-    def _pack(self, digest: str) -> Packed:
-        blob = self._read_blob(digest)
-        if hashlib.sha256(blob).hexdigest() != digest:
-            raise DataLoss(f"the bytes of version {digest} differ from their digest")
-        version = admit(blob, self.base, limits=self._limits)
-        packed = pack(
-            version,
-            self.base,
-            dtype=self._dtype,
-            base_tensor=self._base_tensor,
-            pin_memory=self._pin_memory,
-        )
-        if packed.num_rows > self.arena.capacity:
-            raise ResourceExhausted(
-                f"the adapter needs {packed.num_rows} rows of device memory, there are "
-                f"{self.arena.capacity}",
-                subject="device/adapter_bytes",
-            )
-        return packed
-
-    def _fail(self, key: Key, error: HmiError) -> None:
-        request = self._requests.pop(key)
-        self._errors[key] = error
-        if isinstance(error, _PERMANENT):
-            self._refused[request.digest] = error
-        while len(self._errors) > _MAX_ERRORS:
-            del self._errors[next(iter(self._errors))]
-        while len(self._refused) > _MAX_ERRORS:
-            del self._refused[next(iter(self._refused))]
 
     def _commit_forever(self) -> None:
         """Host to device, on the one thread that writes rows."""
@@ -318,7 +244,7 @@ class AdapterStore:
             self._on_change()
 
     def _publish(self, slot: Slot) -> None:
-        request = self._requests.pop(slot.key, None)
+        request = self._requests.take(slot.key)
         # A version forgotten meanwhile comes in unclaimed: it leaves first.
         self._device.put(slot, is_claimed=request is not None and request.is_claimed)
         self._stage_more()
@@ -329,19 +255,15 @@ class AdapterStore:
 
         Who does not fit waits and others go by, a bounded number of times.
         """
-        staged = [(k, r) for k, r in self._requests.items() if r.packed is not None]
-        blocked: list[_Request] = []
-        for key, request in sorted(staged, key=lambda pair: not pair[1].is_claimed):
-            packed = request.packed
-            if packed is None:
-                continue
+        blocked: list[Request] = []
+        for request, packed in self._requests.staged():
             numbers = self._device.make_room(packed.num_rows, is_claimed=request.is_claimed)
             if numbers is not None:
                 for other in blocked:
                     other.num_passed += 1
-                return key, packed, numbers
+                return request.key, packed, numbers
             if not request.is_claimed:
-                del self._requests[key]  # a hint: host memory is near enough
+                self._requests.take(request.key)  # a hint: host memory is near enough
                 self._stage_more()
                 continue
             blocked.append(request)

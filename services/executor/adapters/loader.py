@@ -1,0 +1,74 @@
+"""A version's blob to a packed adapter, verified and admitted: disk tier to host tier.
+
+Knows formats and the base; keeps nothing and does not know who asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from services.common.adapter_format import Limits, admit
+from services.common.base_config import BaseConfig
+from services.common.errors import DataLoss, HmiError, ResourceExhausted, Unavailable
+from services.executor.adapters.packing import BaseTensor, Packed, pack
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Loads adapters of one base.
+
+    Attributes:
+        read_blob: Blocking; a blob's bytes by digest.
+        base_tensor: Reads the base's own tensors, for versions that change biases or the pooler.
+        max_rows: Rows the device has; a larger adapter can never be served.
+    """
+
+    base: BaseConfig
+    dtype: torch.dtype
+    read_blob: Callable[[str], bytes]
+    base_tensor: BaseTensor | None
+    limits: Limits
+    max_rows: int
+    pin_memory: bool
+
+    def load(self, digest: str) -> Packed:
+        """The adapter in host memory.
+
+        Raises:
+            HmiError: From `read_blob`, or from here: DataLoss (another digest), InvalidArgument
+                (not admissible), ResourceExhausted (larger than the device), Unavailable (a
+                failure of ours, logged).
+        """
+        try:
+            return self._load(digest)
+        except HmiError:
+            raise
+        except Exception as error:
+            logger.exception("an adapter could not be loaded", extra={"digest": digest})
+            raise Unavailable("the adapter could not be loaded") from error
+
+    def _load(self, digest: str) -> Packed:
+        blob = self.read_blob(digest)
+        if hashlib.sha256(blob).hexdigest() != digest:
+            raise DataLoss(f"the bytes of version {digest} differ from their digest")
+        packed = pack(
+            admit(blob, self.base, limits=self.limits),
+            self.base,
+            dtype=self.dtype,
+            base_tensor=self.base_tensor,
+            pin_memory=self.pin_memory,
+        )
+        if packed.num_rows > self.max_rows:
+            raise ResourceExhausted(
+                f"the adapter needs {packed.num_rows} rows of device memory, there are "
+                f"{self.max_rows}",
+                subject="device/adapter_bytes",
+            )
+        return packed

@@ -1,0 +1,102 @@
+"""Adapters on their way in, and those that could not come.
+
+Knows order, claims and errors; loads nothing. Not thread-safe: the store's lock guards it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from services.common.errors import HmiError, InvalidArgument, ResourceExhausted
+from services.executor.adapters.packing import Packed
+from services.executor.adapters.slots import Key
+
+_MAX_STAGED = 64  # adapters between disk and device at a time: bounds what the host tier cannot
+_MAX_ERRORS = 4096
+_PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blob itself: no retry can mend it
+
+
+@dataclass(slots=True)
+class Request:
+    """An adapter on its way in.
+
+    Attributes:
+        is_claimed: Somebody waits for it; otherwise it is a hint.
+        packed: Set once it is in host memory.
+        num_passed: Later loads that went by while it waited for room.
+    """
+
+    key: Key
+    is_claimed: bool
+    is_staging: bool = False
+    packed: Packed | None = None
+    num_passed: int = 0
+
+
+class Requests:
+    """Requests in order of arrival, claims before hints."""
+
+    def __init__(self) -> None:
+        self._requests: dict[Key, Request] = {}
+        self._untold: dict[Key, HmiError] = {}
+        self._refused: dict[str, HmiError] = {}  # by digest
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def digests(self) -> frozenset[str]:
+        return frozenset(key.digest for key in self._requests)
+
+    def add(self, key: Key, *, is_claimed: bool) -> bool:
+        """Ask for an adapter; whether that is news."""
+        request = self._requests.get(key)
+        if request is not None:
+            request.is_claimed |= is_claimed
+            return False
+        if key in self._untold and not is_claimed:
+            return False
+        refusal = self._refused.get(key.digest)
+        if refusal is not None:
+            self._untold[key] = refusal
+            return False
+        self._requests[key] = Request(key, is_claimed)
+        return True
+
+    def take(self, key: Key) -> Request | None:
+        """Remove a request."""
+        return self._requests.pop(key, None)
+
+    def clear(self) -> None:
+        self._requests.clear()
+
+    def fail(self, request: Request, error: HmiError) -> None:
+        """End a request, unless it was taken meanwhile; remember the error."""
+        if self._requests.get(request.key) is not request:
+            return
+        del self._requests[request.key]
+        self._untold[request.key] = error
+        if isinstance(error, _PERMANENT):
+            self._refused[request.key.digest] = error
+        while len(self._untold) > _MAX_ERRORS:
+            del self._untold[next(iter(self._untold))]
+        while len(self._refused) > _MAX_ERRORS:
+            del self._refused[next(iter(self._refused))]
+
+    def tell(self, key: Key) -> HmiError | None:
+        """Why the adapter could not come, told once."""
+        return self._untold.pop(key, None)
+
+    def to_stage(self) -> list[Request]:
+        """Those to be read next, as many as may be between disk and device."""
+        num_staged = sum(r.is_staging or r.packed is not None for r in self._requests.values())
+        waiting = [r for r in self._in_order() if not r.is_staging and r.packed is None]
+        return waiting[: max(0, _MAX_STAGED - num_staged)]
+
+    def staged(self) -> list[tuple[Request, Packed]]:
+        """Those in host memory."""
+        return [(r, r.packed) for r in self._in_order() if r.packed is not None]
+
+    def _in_order(self) -> Iterator[Request]:
+        return iter(sorted(self._requests.values(), key=lambda request: not request.is_claimed))

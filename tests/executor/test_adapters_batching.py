@@ -1,0 +1,131 @@
+"""The cost of a batch does not grow with its tenants, and rows never mix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from services.common.errors import Internal
+from tests.executor.tiny_tasks import (
+    HIDDEN,
+    LAYERS,
+    Key,
+    Stack,
+    make_blob,
+    save_base,
+    stack,
+    texts,
+)
+
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::baddbmm_"}
+STEM = "base_model.model.bert.encoder.layer"
+
+
+def lora_blob(seed: int, *, rank: int = 4, targets: Sequence[str] = ("query", "value")) -> bytes:
+    """A random sequence classifier with three labels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.5
+
+    tensors = {
+        "base_model.model.classifier.weight": random(3, HIDDEN),
+        "base_model.model.classifier.bias": random(3),
+    }
+    for layer in range(LAYERS):
+        for target in targets:
+            stem = f"{STEM}.{layer}.attention.self.{target}"
+            tensors[f"{stem}.lora_A.weight"] = random(rank, HIDDEN)
+            tensors[f"{stem}.lora_B.weight"] = random(HIDDEN, rank)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": list(targets)}
+    return make_blob(
+        tensors,
+        adapter_config=config,
+        task="sequence_classification",
+        labels=["a", "b", "c"],
+        pooling="",
+    )
+
+
+def num_products(made: Stack, keys: Sequence[Key], rows: Sequence[Sequence[int]]) -> int:
+    slots = [made.acquire(key) for key in keys]
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        made.run(slots, rows)
+    return sum(event.count for event in trace.key_averages() if event.key in PRODUCTS)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_base("bert", tmp_path / "base")
+
+
+@pytest.mark.parametrize("lengths", [[6] * 32, [3 + i % 7 for i in range(32)]])
+def test_one_tenant_and_32_need_the_same_number_of_products(base: Path, lengths: list[int]) -> None:
+    rows = texts(lengths)
+    with stack(base) as made:
+        keys = [made.push(lora_blob(i, rank=1 + i % 8), f"m{i}") for i in range(32)]
+        one = num_products(made, keys[:1] * 32, rows)
+        assert num_products(made, keys, rows) == one
+        assert one > 0
+
+
+def test_rows_without_an_adapter_cost_no_adapter_product(base: Path) -> None:
+    rows = texts([6] * 8)
+    with stack(base) as made:
+        bare = made.push(make_blob({}, format="none"), "bare")
+        adapted = made.push(lora_blob(0), "lora")
+        without = num_products(made, [bare] * 8, rows)
+        with_one = num_products(made, [bare] * 7 + [adapted], rows)
+        # A of query and value in one product, B in two; the pooler and the head in one each.
+        assert with_one == without + 3 * LAYERS + 2
+
+
+def test_different_adapters_give_answers_far_apart(base: Path) -> None:
+    (text,) = texts([9])
+    with stack(base) as made:
+        slots = [made.acquire(made.push(lora_blob(i), f"m{i}")) for i in range(16)]
+        answers = torch.stack(made.run(slots, [text] * 16))
+    distances = (answers[:, None] - answers[None]).abs().amax(-1) + torch.eye(16)
+    assert distances.min() > 1e-2
+
+
+def test_a_released_slot_cannot_compute(base: Path) -> None:
+    with stack(base) as made:
+        slot = made.acquire(made.push(lora_blob(0)))
+        made.store.release(slot)
+        with pytest.raises(Internal):
+            made.run([slot], texts([4]))
+
+
+def test_rows_that_enter_later_keep_their_own_adapters(base: Path) -> None:
+    from services.executor.models.segments import Segments
+
+    rows = texts([5, 7, 4])
+    segments = Segments([5, 7, 4], torch.device("cpu"))
+    hidden = torch.randn(16, HIDDEN, generator=torch.Generator().manual_seed(1))
+    with stack(base) as made, torch.inference_mode():
+        slots = [made.acquire(made.push(lora_blob(i), f"m{i}")) for i in range(3)]
+        entries = [0, 1, 2]
+        layers = range(LAYERS)
+        mixed = made.encoder.run(
+            hidden.clone(),
+            segments,
+            layers=layers,
+            bypass=made.store.bypass(slots, segments),
+            entry_layers=entries,
+        )
+        start = 0
+        for slot, row, entry in zip(slots, rows, entries, strict=True):
+            own = Segments([len(row)], torch.device("cpu"))
+            alone = made.encoder.run(
+                hidden[start : start + len(row)].clone(),
+                own,
+                layers=range(entry, LAYERS),
+                bypass=made.store.bypass([slot], own),
+            )
+            torch.testing.assert_close(mixed[start : start + len(row)], alone, atol=1e-5, rtol=0)
+            start += len(row)

@@ -1,0 +1,219 @@
+"""The store: any registered adapter comes on demand, none is ever another's, faults stay small."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.common.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
+from tests.executor.test_adapters_batching import lora_blob
+from tests.executor.tiny_tasks import HIDDEN, LAYERS, Key, Stack, save_base, stack, texts
+
+ROWS_EACH = LAYERS * 2 * (4 + 4) + 3 + 1  # A and B of query and value, head and its bias
+ROW_BYTES = 4 * HIDDEN
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base("bert", tmp_path_factory.mktemp("base"))
+
+
+def room_for(count: int) -> int:
+    """device_bytes for so many adapters, and the row of zeros."""
+    return (count * ROWS_EACH + 1) * ROW_BYTES
+
+
+def wait_until_ready(made: Stack, key: Key) -> None:
+    while not made.store.is_ready(key):
+        time.sleep(0.001)
+
+
+def test_registered_may_far_exceed_resident_under_concurrent_use(base: Path) -> None:
+    (text,) = texts([6])
+    with stack(base, device_bytes=room_for(8), host_bytes=200_000) as made:
+        keys = [made.push(lora_blob(i), f"m{i}") for i in range(40)]
+        wanted = {}
+        for key in keys:
+            slot = made.acquire(key)
+            wanted[key] = made.run([slot], [text])[0]
+            made.store.release(slot)
+        failures: list[str] = []
+
+        def use(seed: int) -> None:
+            chooser = random.Random(seed)
+            for _ in range(25):
+                batch = chooser.sample(keys, chooser.randint(1, 2))
+                made.store.prefetch(chooser.choice(keys))
+                if chooser.random() < 0.2:
+                    made.store.forget(chooser.choice(keys))
+                held = [made.acquire(key) for key in batch]
+                for key, out in zip(batch, made.run(held, [text] * len(held)), strict=True):
+                    if not torch.allclose(out, wanted[key], atol=1e-5):
+                        failures.append(f"{key.model} got another's answer")
+                for slot in held:
+                    made.store.release(slot)
+
+        threads = [threading.Thread(target=use, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+        assert len(made.store.resident_digests()) <= 8
+
+
+def test_an_adapter_in_use_is_not_evicted_and_others_wait_for_room(base: Path) -> None:
+    with stack(base, device_bytes=room_for(2)) as made:
+        keys = [made.push(lora_blob(i), f"m{i}") for i in range(3)]
+        first, second = (made.acquire(key) for key in keys[:2])
+        assert made.store.acquire(keys[2]) is None
+        time.sleep(0.1)
+        assert made.store.acquire(keys[2]) is None
+        assert made.store.is_ready(keys[0])
+        made.store.release(second)
+        assert made.acquire(keys[2]).key == keys[2]
+        assert made.store.is_ready(keys[0])
+        assert not made.store.is_ready(keys[1])
+        made.store.release(first)
+
+
+def test_the_one_used_often_stays_when_one_must_go(base: Path) -> None:
+    with stack(base, device_bytes=room_for(2)) as made:
+        often, seldom, new = (made.push(lora_blob(i), f"m{i}") for i in range(3))
+        for _ in range(5):
+            made.store.release(made.acquire(often))
+        made.store.release(made.acquire(seldom))
+        made.store.release(made.acquire(new))
+        assert made.store.is_ready(often)
+        assert not made.store.is_ready(seldom)
+
+
+def test_a_hint_does_not_evict_what_is_used(base: Path) -> None:
+    with stack(base, device_bytes=room_for(1)) as made:
+        used, hinted = (made.push(lora_blob(i), f"m{i}") for i in range(2))
+        for _ in range(3):
+            made.store.release(made.acquire(used))
+        made.store.prefetch(hinted)
+        while hinted.digest not in made.store.held_digests():
+            time.sleep(0.001)
+        time.sleep(0.1)
+        assert made.store.is_ready(used)
+        made.store.release(made.acquire(hinted))
+
+
+def test_a_pinned_adapter_stays_and_leaves_when_unpinned(base: Path) -> None:
+    with stack(base, device_bytes=room_for(2)) as made:
+        pinned, *others = (made.push(lora_blob(i), f"m{i}") for i in range(4))
+        made.store.pin(frozenset({pinned}))
+        wait_until_ready(made, pinned)
+        for key in others:
+            made.store.release(made.acquire(key))
+        assert made.store.is_ready(pinned)
+        made.store.pin(frozenset())
+        for _ in range(2):
+            for key in others:
+                made.store.release(made.acquire(key))
+        while made.store.is_ready(pinned):  # until the claim of the pin has lapsed
+            for key in others:
+                made.store.release(made.acquire(key))
+
+
+def test_an_adapter_larger_than_the_device_is_refused_alone(base: Path) -> None:
+    with stack(base, device_bytes=room_for(1)) as made:
+        small = made.push(lora_blob(0), "small")
+        large = made.push(lora_blob(1, rank=32), "large")
+        with pytest.raises(ResourceExhausted):
+            made.acquire(large)
+        assert made.acquire(small)
+
+
+def test_a_transient_error_is_told_once_and_tried_again(base: Path) -> None:
+    blobs: dict[str, bytes] = {}
+    failures = [Unavailable("the store is away"), OSError("disk")]
+
+    def read(digest: str) -> bytes:
+        if failures:
+            raise failures.pop(0)
+        return blobs[digest]
+
+    with stack(base, read_blob=read) as made:
+        key = made.push(lora_blob(0))
+        blobs.update(made.blobs)
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                made.acquire(key)
+        assert made.acquire(key)
+
+
+def test_an_inadmissible_version_is_read_once(base: Path) -> None:
+    reads: list[str] = []
+
+    def read(digest: str) -> bytes:
+        reads.append(digest)
+        return b"not safetensors"
+
+    with stack(base, read_blob=read) as made:
+        key = made.push(b"not safetensors")
+        for _ in range(3):
+            with pytest.raises(InvalidArgument):
+                made.acquire(key)
+    assert len(reads) == 1
+
+
+def test_bytes_of_another_digest_are_not_served(base: Path) -> None:
+    with stack(base, read_blob=lambda digest: lora_blob(1)) as made:
+        key = made.push(lora_blob(0))
+        with pytest.raises(DataLoss):
+            made.acquire(key)
+
+
+def test_a_slow_load_delays_nobody_else(base: Path) -> None:
+    blobs: dict[str, bytes] = {}
+    may_go = threading.Event()
+    slow_digest = ""
+
+    def read(digest: str) -> bytes:
+        if digest == slow_digest:
+            may_go.wait(30)
+        return blobs[digest]
+
+    with stack(base, read_blob=read) as made:
+        slow, fast = made.push(lora_blob(0), "slow"), made.push(lora_blob(1), "fast")
+        slow_digest = slow.digest
+        blobs.update(made.blobs)
+        made.store.prefetch(slow)
+        assert made.acquire(fast)
+        assert not made.store.is_ready(slow)
+        may_go.set()
+        assert made.acquire(slow)
+
+
+def test_every_waiter_is_woken_when_a_load_ends(base: Path) -> None:
+    woken = threading.Semaphore(0)
+    with stack(base, on_change=woken.release) as made:
+        made.store.prefetch(made.push(lora_blob(0)))
+        assert woken.acquire(timeout=30)
+        made.store.prefetch(made.push(b"no blob", "bad"))
+        assert woken.acquire(timeout=30)
+
+
+def test_a_forgotten_version_leaves_every_tier(base: Path) -> None:
+    with stack(base) as made:
+        key = made.push(lora_blob(0))
+        made.store.release(made.acquire(key))
+        made.store.forget(key)
+        assert not made.store.is_ready(key)
+        assert made.store.held_digests() == frozenset()
+
+
+def test_released_more_often_than_acquired_is_a_defect(base: Path) -> None:
+    with stack(base) as made:
+        slot = made.acquire(made.push(lora_blob(0)))
+        made.store.release(slot)
+        with pytest.raises(ValueError, match="more often"):
+            made.store.release(slot)
