@@ -28,7 +28,8 @@ MAX_LINES = 300
 def python_files(*folders: str) -> Iterator[Path]:
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if not path.stem.endswith(("_pb2", "_pb2_grpc")):
+            is_hidden = any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+            if not is_hidden and not path.stem.endswith(("_pb2", "_pb2_grpc")):
                 yield path
 
 
@@ -165,6 +166,8 @@ def test_every_import_is_a_declared_dependency() -> None:
     own = {"deploy", "examples", "benchmarks", "tests", "services", "hmi"}
     folders = ("hmi", "services", "deploy", "examples", "tests")
     for path in python_files(*folders):
+        if path.parent.name == "oracles":  # run in virtual environments of their own
+            continue
         for module in imported_modules(path, package_name(path)):
             top = module.partition(".")[0]
             if top not in own and top not in sys.stdlib_module_names:
