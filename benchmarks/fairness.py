@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.load import LoadReport, LoadSpec, run_load, start_load
 from benchmarks.report import Goal, Report, median, ratio
-from benchmarks.serving import TEXTS, blobs, inprocess_rate
+from benchmarks.serving import TEXTS, blobs, inprocess_rate, secret_of
 from hmi.client import Client, Push
 from hmi.stack import LocalStack
 
@@ -42,7 +42,7 @@ class Tenant:
 def make_tenant(stack: LocalStack, name: str, num_models: int, seed: int) -> Tenant:
     models = tuple(f"m{index}" for index in range(num_models))
     with Client(stack.address, key=stack.admin_key) as admin:
-        key = admin.create_tenant(name).secret
+        key = secret_of(admin.create_tenant(name))
     with Client(stack.address, key=key) as client:
         pushes = [
             Push(model, blob) for model, blob in zip(models, blobs(num_models, seed), strict=True)

@@ -24,7 +24,7 @@ from benchmarks.load import LoadReport, LoadSpec, run_load
 from benchmarks.report import Goal, Report, median, ratio
 from benchmarks.workload import Lora
 from hmi.bases import minilm_directory
-from hmi.client import Client, Push
+from hmi.client import Client, CreatedTenant, Push
 from hmi.executor.v1 import executor_pb2 as executor_pb
 from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from hmi.stack import LocalStack
@@ -52,6 +52,13 @@ def text_of_48_tokens(seed: int) -> str:
 TEXTS = tuple(text_of_48_tokens(seed) for seed in range(64))
 
 
+def secret_of(created: CreatedTenant) -> str:
+    """A new tenant's first key."""
+    if created.key is None:
+        raise RuntimeError("the tenant was there before")
+    return created.key.secret
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -75,7 +82,7 @@ class Bench:
         self.executor_address = f"127.0.0.1:{executor_port}"
         self.models = tuple(f"m{index}" for index in range(NUM_MODELS))
         with Client(stack.address, key=stack.admin_key) as admin:
-            self.key = admin.create_tenant("bench").secret
+            self.key = secret_of(admin.create_tenant("bench"))
         with Client(stack.address, key=self.key) as client:
             pushes = [
                 Push(name, blob) for name, blob in zip(self.models, blobs(NUM_MODELS), strict=True)
