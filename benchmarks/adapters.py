@@ -22,8 +22,8 @@ from benchmarks.rivals import SYSTEMS, Rival, System, Unavailable
 from services.executor.models.encoder import Encoder, load_base
 
 NUM_ROWS, ROW_TOKENS = 32, 48
-REPEATS = 31
-RIVAL_REPEATS = 11
+REPEATS = 101
+RIVAL_REPEATS = 21
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
 GOALS = {"peft": Goal(">=", 2.0)}

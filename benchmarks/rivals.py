@@ -78,7 +78,7 @@ def python_for(system: System) -> Path:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = directory / "lib" / version / "site-packages"
     (packages / "behind.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     done = subprocess.run(
         [*pip, *system.options, *system.requirements], capture_output=True, text=True, check=False
     )

@@ -124,6 +124,13 @@ def safetensors_bytes(tensors: dict[str, Array], metadata: dict[str, str]) -> by
     return struct.pack("<Q", len(text)) + text + body
 
 
+@dataclass(frozen=True)
+class _Key:
+    """What a slot is called; one a row here."""
+
+    digest: str
+
+
 class Ours:
     """The executor's compute path on one batch: packed rows, each with its own model.
 
@@ -153,7 +160,7 @@ class Ours:
             if numbers is None:
                 raise RuntimeError("the arena is smaller than its adapters")
             self._arena.write(numbers, each.rows)
-            self._slots.append(Slot(index, each, numbers))
+            self._slots.append(Slot(_Key(str(index)), each, numbers))
         self._heads = BatchHeads(self._arena, encoder.pool)
 
     def _run(self, segments: Segments, bypass: Bypass) -> Tensor:
