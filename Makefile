@@ -40,7 +40,7 @@ bench: install ## Measure on this machine's CPU; see docs/operations.md for sing
 	@$(BIN)/python -m benchmarks
 
 bench-gpu: ## Measure on a CUDA device; needs only this checkout and torch.
-	@PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu
 
 PROTOS := $(shell find protos -name '*.proto')
 protos: install ## Regenerate the stubs.
