@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _SNAPSHOT_CHANGES = 500
 _READ_REVISIONS = 16
 _RETRY_S = 0.2
+# Short, since it is waited for when the store stops.
+_POLL_S = 0.5
 
 
 class Watches:
@@ -42,9 +44,7 @@ class Watches:
         """Follow the log, for ever."""
         while True:
             try:
-                revision = await self._database.wait_for_change(
-                    self._revision, timeout_s=self._sign_of_life_s
-                )
+                revision = await self._database.wait_for_change(self._revision, timeout_s=_POLL_S)
             except Unavailable:
                 self._tell(self._revision, is_away=True)
                 await asyncio.sleep(_RETRY_S)

@@ -193,7 +193,7 @@ async def test_asking_for_a_blob_keeps_it_for_the_grace(tmp_path: Path) -> None:
 async def test_pushing_and_deleting_under_collection_never_loses_a_versions_blob(
     tmp_path: Path,
 ) -> None:
-    async with running(tmp_path, **SHORT | {"gc_interval_s": 0.005}) as store:
+    async with running(tmp_path, **SHORT | {"gc_interval_s": 0.02}) as store:
         base = await add_base(store)
         await add_tenant(store)
 

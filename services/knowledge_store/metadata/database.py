@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -77,7 +77,7 @@ class Database:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
-        """End the connections, after the changes under way."""
+        """End the connections, after the work under way."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._redis.aclose()
 
@@ -106,10 +106,7 @@ class Database:
             Unavailable: Redis is away. The change may have been made; a request_id tells.
             HmiError: What `operation` raises; nothing is changed then.
         """
-        task = asyncio.create_task(self._change(operation))
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        return await asyncio.shield(task)
+        return await self._uncancelled(self._change(operation))
 
     @asynccontextmanager
     async def unchanging(self) -> AsyncIterator[None]:
@@ -130,6 +127,20 @@ class Database:
 
     async def snapshot(self) -> tuple[int, list[pb.Change]]:
         """Everything, at one revision."""
+        return await self._uncancelled(self._snapshot())
+
+    async def changes_after(self, revision: int, *, limit: int) -> list[pb.WatchResponse] | None:
+        """Up to `limit` revisions after `revision`, oldest first; none if it is the latest.
+
+        None if the log does not lead on from `revision`: too long ago, or Redis lost what it held.
+        """
+        return await self._uncancelled(self._changes_after(revision, limit))
+
+    async def wait_for_change(self, revision: int, *, timeout_s: float) -> int:
+        """The latest revision, as soon as it is not `revision` or after `timeout_s` seconds."""
+        return await self._uncancelled(self._wait_for_change(revision, timeout_s))
+
+    async def _snapshot(self) -> tuple[int, list[pb.Change]]:
         with unavailable_if_away():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.get(REVISION)
@@ -143,11 +154,7 @@ class Database:
         ]
         return int(revision or 0), changes
 
-    async def changes_after(self, revision: int, *, limit: int) -> list[pb.WatchResponse] | None:
-        """Up to `limit` revisions after `revision`, oldest first; none if it is the latest.
-
-        None if the log does not lead on from `revision`: too long ago, or Redis lost what it held.
-        """
+    async def _changes_after(self, revision: int, limit: int) -> list[pb.WatchResponse] | None:
         with unavailable_if_away():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.get(REVISION)
@@ -164,8 +171,7 @@ class Database:
             changes.append(change)
         return changes
 
-    async def wait_for_change(self, revision: int, *, timeout_s: float) -> int:
-        """The latest revision, as soon as it is not `revision` or after `timeout_s` seconds."""
+    async def _wait_for_change(self, revision: int, timeout_s: float) -> int:
         block_s = min(timeout_s, self._timeout_s / 2)
         with unavailable_if_away():
             await self._redis.xread({LOG: f"{revision}-0"}, count=1, block=int(block_s * 1_000))
@@ -181,6 +187,17 @@ class Database:
                     revision = await transaction.commit(log_revisions=self._log_revisions)
         metrics.revision.set(revision)
         return result
+
+    async def _uncancelled(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives. Cancelling the caller does not reach `work`, which ends by itself.
+
+        A change must not be torn. And redis-py awaits with asyncio.wait_for, which before Python
+        3.12 swallows a cancellation that comes as the awaited ends.
+        """
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return await asyncio.shield(task)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
