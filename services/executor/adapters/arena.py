@@ -40,6 +40,10 @@ class Arena:
     def size_bytes(self) -> int:
         return self.rows.numel() * self.rows.element_size()
 
+    def rows_of(self, width: int) -> int:
+        """Rows that a vector takes."""
+        return -(-width // self.rows.shape[1])
+
     def take(self, count: int) -> IntArray | None:
         """Numbers of `count` rows that are the caller's now; None if there are fewer free."""
         if count > self.num_free:

@@ -52,7 +52,7 @@ class Bottlenecks:
         widths = {DOWN: hidden, UP: hidden, UP_BIAS: hidden, DOWN_BIAS: size,
                   NORM_BEFORE: hidden, NORM_AFTER: hidden}  # fmt: skip
         self._vectors = {
-            kind: gather(arena, slots, Table(kind, site), width, group.rows)
+            kind: gather(arena, [slot.tables.get(Table(kind, site)) for slot in chosen], width)
             for kind, width in widths.items()
         }
 

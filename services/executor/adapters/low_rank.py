@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,21 +17,22 @@ from services.common.adapter_format import Site
 from services.executor.adapters.arena import Arena
 from services.executor.adapters.groups import RowGroup
 from services.executor.adapters.packing import LORA_A, LORA_B, Table
-from services.executor.adapters.slots import Gather, Slot, gather
+from services.executor.adapters.slots import Gather, IntArray, Slot, gather, numbers_of
 from services.executor.models.segments import Segments
 
 
 @dataclass(frozen=True, slots=True)
 class _Map:
-    """One linear map's share: its ranks among the site's, its columns of y, its B."""
+    """One linear map's share: its ranks among the site's, and its columns of y."""
 
     ranks: slice
     columns: slice
-    b: Gather
 
 
 class LowRank:
     """`y += (x A^T) B` for the rows with LoRA at a site; B has the scale in it.
+
+    A and B of all the site's maps are gathered together, map after map.
 
     Args:
         widths: Input width of the site and output width of each of its maps.
@@ -42,19 +44,29 @@ class LowRank:
         widths: tuple[int, int], num_parts: int,
     ) -> None:  # fmt: skip
         self._group = group
-        self._a: list[Gather] = []
         self._maps: list[_Map] = []
+        chosen = [slots[row] for row in group.rows]
         width_in, width_out = widths
+        all_a: list[IntArray] = []
+        all_b: list[IntArray] = []
         rank = 0
         for part in range(num_parts):
-            a = gather(arena, slots, Table(LORA_A, site, part), width_in, group.rows)
-            b = gather(arena, slots, Table(LORA_B, site, part), width_out, group.rows)
+            a, b = (
+                numbers_of([slot.tables.get(Table(kind, site, part)) for slot in chosen], each)
+                for kind, each in (
+                    (LORA_A, arena.rows_of(width_in)),
+                    (LORA_B, arena.rows_of(width_out)),
+                )
+            )
             if a is None or b is None:
                 continue
+            all_a.append(a)
+            all_b.append(b)
             columns = slice(part * width_out, (part + 1) * width_out)
-            self._a.append(a)
-            self._maps.append(_Map(slice(rank, rank + a.num_vectors), columns, b))
-            rank += a.num_vectors
+            self._maps.append(_Map(slice(rank, rank + a.shape[2]), columns))
+            rank += a.shape[2]
+        self._a = Gather(arena, np.concatenate(all_a, axis=2), width_in)
+        self._b = Gather(arena, np.concatenate(all_b, axis=2), width_out)
 
     @staticmethod
     def of(
@@ -71,18 +83,13 @@ class LowRank:
 
     def add(self, layer: int, x: Tensor, y: Tensor) -> None:
         """Add to `y` `[tokens, outputs]`, in place, for the site's input `x` `[tokens, inputs]`."""
-        if not any(a.in_layer[layer] for a in self._a):
+        if not self._a.in_layer[layer]:
             return
         group = self._group
-        a = (
-            torch.cat([a.of(layer) for a in self._a], 1)
-            if len(self._a) > 1
-            else self._a[0].of(layer)
-        )
-        u = torch.bmm(group.pad(x), a.transpose(1, 2))
+        u = torch.bmm(group.pad(x), self._a.of(layer).transpose(1, 2))
+        all_b = self._b.of(layer)
         for part in self._maps:
-            b = part.b.of(layer)
-            columns = y[:, part.columns]
+            columns, b = y[:, part.columns], all_b[:, part.ranks]
             if group.is_view:
                 group.view(columns).baddbmm_(u[:, :, part.ranks], b)
             else:
@@ -110,7 +117,7 @@ class Vectors:
         if not any(has):
             return None
         group = RowGroup(segments, has)
-        vectors = gather(arena, slots, table, width, group.rows)
+        vectors = gather(arena, [slots[row].tables[table] for row in group.rows], width)
         columns = slice(table.part * width, (table.part + 1) * width)
         return None if vectors is None else Vectors(vectors, group, columns)
 

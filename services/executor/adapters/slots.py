@@ -55,23 +55,16 @@ class Gather:
 
     Args:
         arena: Where the vectors lie.
-        tables: One table a row of the batch, int64 `[layers, vectors, rows a vector]`.
+        numbers: int64 `[layers, rows, vectors, rows a vector]`, as `numbers_of` makes them.
         width: Numbers in a vector.
     """
 
-    def __init__(self, arena: Arena, tables: Sequence[IntArray | None], width: int) -> None:
+    def __init__(self, arena: Arena, numbers: IntArray, width: int) -> None:
         self._arena = arena
         self._width = width
-        present = [table for table in tables if table is not None]
-        self.num_vectors = max(table.shape[1] for table in present)
-        rows_each = max(max(table.shape[2] for table in present), -(-width // arena.rows.shape[1]))
-        shape = (present[0].shape[0], len(tables), self.num_vectors, rows_each)
-        numbers = np.zeros(shape, np.int64)
-        for row, table in enumerate(tables):
-            if table is not None:
-                numbers[:, row, : table.shape[1], : table.shape[2]] = table
-        self._shape = (len(tables), self.num_vectors, rows_each * arena.rows.shape[1])
-        flat = torch.from_numpy(numbers.reshape(shape[0], -1))
+        num_layers, num_rows, num_vectors, rows_each = numbers.shape
+        self._shape = (num_rows, num_vectors, rows_each * arena.rows.shape[1])
+        flat = torch.from_numpy(numbers.reshape(num_layers, -1))
         self._numbers = flat.to(arena.rows.device, non_blocking=True)
         self.in_layer = [bool(layer.any()) for layer in numbers]
 
@@ -81,10 +74,26 @@ class Gather:
         return vectors if self._shape[2] == self._width else vectors[..., : self._width]
 
 
-def gather(
-    arena: Arena, slots: Sequence[Slot], table: Table, width: int, rows: IntArray | None = None
-) -> Gather | None:
-    """The vectors of a table for these rows of the batch (all if None); None if no row has any."""
-    chosen = slots if rows is None else [slots[row] for row in rows]
-    tables = [slot.tables.get(table) for slot in chosen]
-    return Gather(arena, tables, width) if any(t is not None for t in tables) else None
+def numbers_of(tables: Sequence[IntArray | None], num_each: int) -> IntArray | None:
+    """Row numbers of one table a row of the batch, 0 where there is none; None if all have none.
+
+    Args:
+        tables: int64 `[layers, vectors, rows a vector]` each.
+        num_each: Rows that a vector takes at least.
+    """
+    present = [table for table in tables if table is not None]
+    if not present:
+        return None
+    num_vectors = max(table.shape[1] for table in present)
+    num_each = max(num_each, *(table.shape[2] for table in present))
+    numbers = np.zeros((present[0].shape[0], len(tables), num_vectors, num_each), np.int64)
+    for row, table in enumerate(tables):
+        if table is not None:
+            numbers[:, row, : table.shape[1], : table.shape[2]] = table
+    return numbers
+
+
+def gather(arena: Arena, tables: Sequence[IntArray | None], width: int) -> Gather | None:
+    """The vectors of one table a row of the batch; None if no row has any."""
+    numbers = numbers_of(tables, arena.rows_of(width))
+    return None if numbers is None else Gather(arena, numbers, width)

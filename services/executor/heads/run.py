@@ -15,7 +15,7 @@ from services.common.adapter_format import Reads
 from services.executor.adapters.activations import activate
 from services.executor.adapters.arena import Arena
 from services.executor.adapters.packing import HEAD, HEAD_BIAS, Table
-from services.executor.adapters.slots import Gather, Slot
+from services.executor.adapters.slots import Slot, gather
 from services.executor.models.segments import Segments
 
 Pool = Callable[[Tensor], Tensor]
@@ -118,10 +118,13 @@ class BatchHeads:
         pairs = list(zip(slots, depths, strict=True))
         weights = [slot.tables[Table(HEAD, "", depth)] for slot, depth in pairs]
         biases = [slot.tables.get(Table(HEAD_BIAS, "", depth)) for slot, depth in pairs]
-        weight = Gather(self._arena, weights, hidden).of(0)
-        y = torch.bmm(x, weight.transpose(1, 2)).float()
-        if any(bias is not None for bias in biases):
-            y += Gather(self._arena, biases, width).of(0).float()
+        weight = gather(self._arena, weights, hidden)
+        if weight is None:
+            raise LookupError(HEAD)  # packing writes every layer that a head has
+        y = torch.bmm(x, weight.of(0).transpose(1, 2)).float()
+        bias = gather(self._arena, biases, width)
+        if bias is not None:
+            y += bias.of(0).float()
         return y
 
 
