@@ -22,7 +22,7 @@ _SNAPSHOT_CHANGES = 500
 _READ_REVISIONS = 16
 _RETRY_S = 0.2
 # Short, since it is waited for when the store stops.
-_POLL_S = 0.5
+_POLL_S = 0.2
 
 
 class Watches:
