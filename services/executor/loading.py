@@ -56,6 +56,7 @@ class Loader:
             host_bytes=self._settings.host_adapter_bytes,
             read_blob=self._read_blob,
             base_tensor=BaseTensors(directory, encoder.config),
+            has_pooler=encoder.has_pooler,
             on_change=self._on_change,
             name=base.name,
         )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from services.common.adapter_format import AdapterType, Limits, Reads, Site, Task, admit
+from services.common.base_config import BaseConfig
 from services.common.errors import InvalidArgument, ResourceExhausted
 from tests.common.blobs import (
     BASE,
@@ -306,6 +307,42 @@ def test_an_adapterhub_adapter_names_its_base_and_its_head() -> None:
         hub_config(), task="sequence_classification", labels=["a"], pooling="", head_config=head
     )
     assert refused_field(fewer) == "labels"
+
+
+def test_a_head_cannot_read_a_pooler_where_the_architecture_has_none() -> None:
+    distilbert = BaseConfig.from_hf(
+        {
+            "model_type": "distilbert",
+            "dim": HIDDEN,
+            "hidden_dim": INNER,
+            "n_layers": LAYERS,
+            "n_heads": 2,
+            "vocab_size": 50,
+            "max_position_embeddings": 20,
+        }
+    )
+    tensors = {
+        name.replace("bert.encoder.layer", "distilbert.transformer.layer").replace(
+            ".output.adapters", ".output_adapters.adapters"
+        ): tensor
+        for name, tensor in hub_tensors().items()
+    }
+    head = {
+        "config": {"head_type": "classification", "num_labels": 1, "use_pooler": True},
+        "hidden_size": HIDDEN,
+        "model_type": "distilbert",
+        "name": "t",
+    }
+    data = blob(
+        tensors,
+        format="adapterhub",
+        adapter_config={**hub_config(), "model_type": "distilbert"},
+        labels=["a"],
+        head_config=head,
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        admit(data, distilbert)
+    assert caught.value.field == "head_config.config.use_pooler"
 
 
 def test_admission_needs_no_torch() -> None:

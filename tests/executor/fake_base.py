@@ -25,6 +25,7 @@ class FakeBase:
     def __init__(self) -> None:
         self.resident: set[ModelKey] = set()
         self.broken: dict[ModelKey, HmiError] = {}
+        self.failing: dict[ModelKey, Exception] = {}  # raised by the heads of their batches
         self.prefetched: list[ModelKey] = []
         self.wanted: list[ModelKey] = []
         self.num_pins = 0
@@ -100,6 +101,9 @@ class FakeBase:
     def heads(
         self, slots: Sequence[ModelKey], hidden: Tensor, segments: Segments
     ) -> Sequence[Tensor]:
+        for slot in slots:
+            if slot in self.failing:
+                raise self.failing[slot]
         rows = torch.split(hidden, segments.lengths)
         return [
             torch.cat([row.sum(0), torch.tensor([float(len(slot.model))])])

@@ -9,10 +9,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
-from services.common.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
+from services.common.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from tests.executor.test_adapters_batching import lora_blob
-from tests.executor.tiny_tasks import HIDDEN, LAYERS, Key, Stack, save_base, stack, texts
+from tests.executor.tiny_tasks import (
+    CONFIGS,
+    HIDDEN,
+    LAYERS,
+    Key,
+    Stack,
+    make_blob,
+    save_base,
+    stack,
+    texts,
+)
 
 ROWS_EACH = LAYERS * 2 * (4 + 4) + 3 + 1  # A and B of query and value, head and its bias
 ROW_BYTES = 4 * HIDDEN
@@ -130,6 +147,16 @@ def test_an_adapter_larger_than_the_device_is_refused_alone(base: Path) -> None:
         with pytest.raises(ResourceExhausted):
             made.acquire(large)
         assert made.acquire(small)
+
+
+def test_a_head_on_a_pooler_that_the_checkpoint_lacks_is_refused_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.BertModel(CONFIGS["bert"], add_pooling_layer=False)
+    model.save_pretrained(tmp_path)
+    with stack(tmp_path) as made:
+        with pytest.raises(FailedPrecondition, match="pooler"):
+            made.acquire(made.push(lora_blob(0), "reads the pooler"))
+        assert made.acquire(made.push(make_blob({}, format="none"), "reads tokens"))
 
 
 def test_a_transient_error_is_told_once_and_tried_again(base: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -203,6 +204,38 @@ def test_a_failing_step_ends_its_items_without_details(fake: FakeBase) -> None:
     assert isinstance(event.error, Internal)
     assert "secret" not in event.error.message
     assert fake.num_pins == 0
+
+
+def step_of_three_models(fake: FakeBase) -> dict[int, Event]:
+    """Items 0 and 3 of m, 1 and 4 of n, 2 of o, in one batch."""
+    fake.resident |= {key("n"), key("o")}
+    waiting = batcher(fake)
+    for number in range(5):
+        waiting.add(item(number, "mno"[number % 3]))
+    plan = waiting.plan()
+    assert ids(plan) == [0, 1, 2, 3, 4]
+    assert plan is not None
+    events = Engine({"base": loaded(fake)}).step(plan)
+    assert fake.num_pins == 0
+    assert len(events) == 5
+    return {event.item.id: event for event in events}
+
+
+def test_a_model_that_fails_a_batch_fails_alone(fake: FakeBase) -> None:
+    fake.failing[key("n")] = RuntimeError("its head is broken")
+    events = step_of_three_models(fake)
+    assert {number: type(event.error) for number, event in events.items() if event.error} == {
+        1: Internal,
+        4: Internal,
+    }
+    assert all(events[number].output is not None for number in (0, 2, 3))
+
+
+def test_a_device_without_memory_is_one_error_of_the_batch(fake: FakeBase) -> None:
+    fake.failing[key("n")] = torch.OutOfMemoryError("no memory")
+    events = step_of_three_models(fake)
+    assert {type(event.error) for event in events.values()} == {Unavailable}
+    assert fake.batches == [5]
 
 
 class Collector:

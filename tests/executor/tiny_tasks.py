@@ -119,6 +119,7 @@ class Stack:
             host_bytes=options.pop("host_bytes", 32 << 20),
             read_blob=options.pop("read_blob", self.blobs.__getitem__),
             base_tensor=BaseTensors(directory, self.base),
+            has_pooler=self.encoder.has_pooler,
             **options,
         )
         self.heads = BatchHeads(self.store.arena, self.encoder.pool)

@@ -248,6 +248,8 @@ def read_hub_head(
     if head_type == "tagging":
         reads = Reads.TOKENS
     elif options.flag("use_pooler", False):
+        if not module_names(base).has_pooler:
+            raise options.refuse("use_pooler", f"{base.architecture} has no pooler")
         reads = Reads.POOLED
     return Head(
         reads, _head_layers(options, reader, name, base.hidden_size, num_labels), num_labels

@@ -12,9 +12,15 @@ from dataclasses import dataclass
 
 import torch
 
-from services.common.adapter_format import Limits, admit
+from services.common.adapter_format import Limits, Reads, admit
 from services.common.base_config import BaseConfig
-from services.common.errors import DataLoss, HmiError, ResourceExhausted, Unavailable
+from services.common.errors import (
+    DataLoss,
+    FailedPrecondition,
+    HmiError,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.executor.adapters.packing import BaseTensor, Packed, pack
 
 logger = logging.getLogger(__name__)
@@ -28,6 +34,7 @@ class Loader:
         read_blob: Blocking; a blob's bytes by digest.
         base_tensor: Reads the base's own tensors, for versions that change biases or the pooler.
         max_rows: Rows the device has; a larger adapter can never be served.
+        has_pooler: Whether the loaded checkpoint has the pooler that a head may read.
     """
 
     base: BaseConfig
@@ -37,14 +44,16 @@ class Loader:
     limits: Limits
     max_rows: int
     pin_memory: bool
+    has_pooler: bool
 
     def load(self, digest: str) -> Packed:
         """The adapter in host memory.
 
         Raises:
             HmiError: From `read_blob`, or from here: DataLoss (another digest), InvalidArgument
-                (not admissible), ResourceExhausted (larger than the device), Unavailable (a
-                failure of ours, logged).
+                (not admissible), FailedPrecondition (it reads a pooler that the checkpoint has
+                not), ResourceExhausted (larger than the device), Unavailable (a failure of ours,
+                logged).
         """
         try:
             return self._load(digest)
@@ -58,8 +67,15 @@ class Loader:
         blob = self.read_blob(digest)
         if hashlib.sha256(blob).hexdigest() != digest:
             raise DataLoss(f"the bytes of version {digest} differ from their digest")
+        version = admit(blob, self.base, limits=self.limits)
+        if version.head.reads is Reads.POOLED and not self.has_pooler:
+            raise FailedPrecondition(
+                "the head reads the base's pooler, and the base's checkpoint has none; save the "
+                "pooler with the adapter (modules_to_save)",
+                reason="NO_POOLER",
+            )
         packed = pack(
-            admit(blob, self.base, limits=self.limits),
+            version,
             self.base,
             dtype=self.dtype,
             base_tensor=self.base_tensor,

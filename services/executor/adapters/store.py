@@ -50,6 +50,7 @@ class AdapterStore:
         host_bytes: Host memory for packed adapters.
         read_blob: Blocking; a blob's bytes by digest. Its HmiErrors reach those who wait.
         base_tensor: Reads the base's tensors, for versions that change biases or the pooler.
+        has_pooler: Whether the base's checkpoint has a pooler.
         on_change: Called from a loading thread after a load has ended, well or not.
         name: The base, in metrics.
     """
@@ -64,6 +65,7 @@ class AdapterStore:
         host_bytes: int,
         read_blob: Callable[[str], bytes],
         base_tensor: BaseTensor | None = None,
+        has_pooler: bool = True,
         limits: Limits | None = None,
         on_change: Callable[[], None] | None = None,
         name: str = "",
@@ -78,6 +80,7 @@ class AdapterStore:
             limits=limits or Limits(),
             max_rows=self.arena.capacity,
             pin_memory=device.type == "cuda",
+            has_pooler=has_pooler,
         )
         self._on_change = on_change or (lambda: None)
         self._name = name

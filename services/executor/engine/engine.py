@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.common.errors import HmiError, Internal, Unavailable
-from services.executor.engine.batching import Plan
+from services.executor.engine.batching import Plan, Row
 from services.executor.engine.interfaces import LoadedBase
-from services.executor.engine.items import Event, Item
+from services.executor.engine.items import Event, Item, ModelKey
 from services.executor.models.segments import Segments
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class InFlight:
 
     plan: Plan
     outputs: Sequence[Tensor] = ()
-    error: HmiError | None = None
+    error: Exception | None = None
 
 
 class Engine:
@@ -44,35 +44,47 @@ class Engine:
         self._bases = bases
 
     def step(self, plan: Plan) -> list[Event]:
-        """Run one batch; a final event for each row. A failure ends the batch's items, no other."""
+        """Run one batch; a final event for each row. A failure ends the culprit's items alone."""
         return self.collect(self.launch(plan))
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> InFlight:
         """Start a batch. On CUDA this returns before it is computed."""
-        plan = _in_order_of_entry(plan)
-        try:
-            return InFlight(plan, self._forward(plan))
-        except Exception as error:
-            return InFlight(plan, error=_translate(error, plan))
+        return self._start(_in_order_of_entry(plan))
 
     @torch.inference_mode()
     def collect(self, batch: InFlight) -> list[Event]:
         """Wait for a launched batch, release its adapters and tell what came out."""
-        items = [row.item for row in batch.plan.rows]
-        error = batch.error
-        arrays: list[NDArray[np.float32]] = []
+        try:
+            return self._answers(batch)
+        finally:
+            adapters = self._bases[batch.plan.base_digest].adapters
+            for row in batch.plan.rows:
+                adapters.release(row.slot)
+
+    def _start(self, plan: Plan) -> InFlight:
+        try:
+            return InFlight(plan, self._forward(plan))
+        except Exception as error:
+            return InFlight(plan, error=error)
+
+    def _answers(self, batch: InFlight) -> list[Event]:
+        """The rows' outputs. A batch that failed runs again model by model: one tenant's task
+        knowledge must not fail another's items. Without memory that would not help."""
+        plan, error = batch.plan, batch.error
+        items = [row.item for row in plan.rows]
         if error is None:
             try:
                 arrays = _to_host(batch.outputs)
+                return [Event(item, array) for item, array in zip(items, arrays, strict=True)]
             except Exception as raised:
-                error = _translate(raised, batch.plan)
-        adapters = self._bases[batch.plan.base_digest].adapters
-        for row in batch.plan.rows:
-            adapters.release(row.slot)
-        if error is not None:
-            return [Event(item, error=error) for item in items]
-        return [Event(item, array) for item, array in zip(items, arrays, strict=True)]
+                error = raised
+        parts = _by_model(plan)
+        if len(parts) == 1 or isinstance(error, torch.OutOfMemoryError):
+            told = _translate(error, plan)
+            return [Event(item, error=told) for item in items]
+        logger.warning("a batch failed and runs again model by model", exc_info=error)
+        return [event for part in parts for event in self._answers(self._start(part))]
 
     def _forward(self, plan: Plan) -> Sequence[Tensor]:
         base = self._bases[plan.base_digest]
@@ -103,6 +115,14 @@ def _in_order_of_entry(plan: Plan) -> Plan:
         return plan
     rows = sorted(plan.rows, key=lambda row: row.item.entry_layer)
     return Plan(plan.base_digest, tuple(rows))
+
+
+def _by_model(plan: Plan) -> list[Plan]:
+    """The plan's rows in one plan a model, in the order of the rows."""
+    rows: dict[ModelKey, list[Row]] = {}
+    for row in plan.rows:
+        rows.setdefault(row.item.key, []).append(row)
+    return [Plan(plan.base_digest, tuple(own)) for own in rows.values()]
 
 
 def _type_ids(items: Sequence[Item]) -> NDArray[np.int64] | None:
