@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import resource
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from grpc import StatusCode
 
 from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.knowledge_store import uploads
 from tests.knowledge_store.stores import (
     Store,
     code_of,
@@ -213,6 +215,41 @@ async def test_many_writers_of_one_blob_all_succeed(store: Store) -> None:
     responses = await asyncio.gather(*(write(store, data, chunk=65_536) for _ in range(8)))
     assert {response.committed_bytes for response in responses} == {len(data)}
     assert files(store) == [sha256(data)]
+
+
+async def test_a_blob_is_seen_only_when_its_name_is_durable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"renamed, not yet durable"
+    may_end = threading.Event()
+
+    def slow_sync(directory: Path) -> None:
+        may_end.wait()
+        sync_directory(directory)
+
+    sync_directory = uploads.sync_directory
+    monkeypatch.setattr(uploads, "sync_directory", slow_sync)
+    writing = [asyncio.ensure_future(write(store, data)) for _ in range(2)]
+    try:
+        await until((store.data_dir / "blobs" / sha256(data)[:2] / sha256(data)).exists)
+        assert await held(store, data) == (0, False)
+    finally:
+        may_end.set()
+    await asyncio.gather(*writing)
+    assert await held(store, data) == (len(data), True)
+
+
+async def test_a_start_makes_names_durable_that_a_killed_process_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    sync_directory = uploads.sync_directory
+    monkeypatch.setattr(
+        uploads, "sync_directory", lambda path: (synced.append(path), sync_directory(path))
+    )
+    async with running(tmp_path):
+        shards = {tmp_path / "blobs" / f"{number:02x}" for number in range(256)}
+        assert shards <= set(synced)
 
 
 async def test_uploads_broken_at_random_points_end_whole(store: Store) -> None:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import pytest
 from grpc import StatusCode
+from redis.asyncio import Redis
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.errors import HmiError
+from services.knowledge_store.metadata import Database
 from tests.knowledge_store.stores import (
     Store,
     View,
@@ -134,6 +137,80 @@ async def test_a_killed_valkey_is_started_again_and_nothing_is_lost(store: Store
     await follow(store, view, lambda view: len(view["tenant"]) > 2)
     assert view.num_snapshots == 1
     assert view["version"] == ["acme/topics/1"]
+
+
+async def test_a_valkey_that_cannot_be_started_is_tried_again(store: Store) -> None:
+    log = store.data_dir / "valkey" / "valkey.log"
+    valkey = store.valkey_pid
+    log.unlink()
+    log.mkdir()
+    os.kill(valkey, signal.SIGKILL)
+    assert await code_of(add_tenant(store)) == StatusCode.UNAVAILABLE
+    await asyncio.sleep(0.5)
+    log.rmdir()
+    await recover(store)
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow"),
+    [
+        # A plain error of the kind of MISCONF, one with a class of its own, a missing right.
+        ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+        ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+        ("ACL SETUSER default -hset -hmget -xread", "ACL SETUSER default +@all"),
+    ],
+)
+async def test_while_redis_refuses_calls_are_unavailable_and_then_go_on(
+    store: Store, refuse: str, allow: str
+) -> None:
+    view = await snapshot(store)
+    async with Redis.from_url(f"unix://{store.data_dir}/valkey/valkey.sock") as redis:
+        await redis.execute_command(*refuse.split())
+        await fails(add_tenant(store), StatusCode.UNAVAILABLE)
+        await redis.execute_command(*allow.split())
+    await add_tenant(store)
+    await follow(store, view, lambda view: "acme" in view["tenant"])
+
+
+async def test_a_defect_does_not_end_leases_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, num_defects = Database.change, 0
+
+    async def defective(self: Database, operation: Any) -> Any:
+        nonlocal num_defects
+        if operation.__name__ == "end" and num_defects < 2:
+            num_defects += 1
+            raise ZeroDivisionError
+        return await change(self, operation)
+
+    monkeypatch.setattr(Database, "change", defective)
+    async with running(tmp_path, lease_ms=300) as store:
+        member = pb.Member(member_id="m", kind=pb.MEMBER_KIND_GATEWAY, address="h:1")
+        await store.stub.Register(pb.RegisterRequest(member=member))
+        view = await snapshot(store)
+        await follow(store, view, lambda view: not view["member"])
+    assert num_defects == 2
+
+
+async def test_a_defect_does_not_end_watches_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, num_defects = Database.wait_for_change, 0
+
+    async def defective(self: Database, revision: int, *, timeout_s: float) -> int:
+        nonlocal num_defects
+        num_defects += 1
+        if num_defects == 1:
+            raise ZeroDivisionError
+        return await wait(self, revision, timeout_s=timeout_s)
+
+    monkeypatch.setattr(Database, "wait_for_change", defective)
+    async with running(tmp_path) as store:
+        view = await snapshot(store)
+        await add_tenant(store)
+        await follow(store, view, lambda view: bool(view["tenant"]))
 
 
 async def test_changes_while_valkey_is_killed_are_whole_and_watched(store: Store) -> None:

@@ -196,6 +196,29 @@ async def test_the_admin_key_is_kept_as_a_hash_and_replaced_by_another(tmp_path:
     assert third.secret_sha256 == secret_hash("another")
 
 
+def revocation_of(key_id: str) -> pb.PutKeyRequest:
+    return pb.PutKeyRequest(key=pb.Key(api_key=rpb.ApiKey(key_id=key_id)), revoke=True)
+
+
+async def test_the_last_admin_key_is_not_revoked(store: Store) -> None:
+    error = await fails(store.stub.PutKey(revocation_of("admin")), StatusCode.FAILED_PRECONDITION)
+    assert "make another" in str(error)
+    await store.stub.PutKey(pb.PutKeyRequest(key=new_key("k2", role=rpb.ROLE_ADMIN)))
+    await store.stub.PutKey(revocation_of("admin"))
+    await fails(store.stub.PutKey(revocation_of("k2")), StatusCode.FAILED_PRECONDITION)
+
+
+async def test_a_revoked_admin_secret_does_not_come_back_with_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path) as store:
+        await store.stub.PutKey(pb.PutKeyRequest(key=new_key("k2", role=rpb.ROLE_ADMIN)))
+        await store.stub.PutKey(revocation_of("admin"))
+    for secret, is_revoked in ((ADMIN_SECRET, True), ("another", False)):
+        async with running(tmp_path, admin_key=secret) as store:
+            view = await snapshot(store)
+            held = pb.Key.FromString(view.resources["key", "admin"])
+            assert held.api_key.HasField("revoke_time") is is_revoked
+
+
 async def test_without_the_service_token_nothing_is_answered(store: Store) -> None:
     async with open_channel(store.address, "wrong") as channel:
         stub: Any = KnowledgeServiceStub(channel)

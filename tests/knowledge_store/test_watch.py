@@ -71,13 +71,11 @@ async def test_following_equals_a_snapshot_after_random_changes(store: Store, se
     rng = random.Random(seed)
     base = await prepared(store)
     live, resumed = View(), View()
-    end = asyncio.Event()
-    following = asyncio.create_task(follow(store, live, lambda _: end.is_set()))
+    following = asyncio.create_task(follow(store, live, lambda view: "last" in view["tenant"]))
     for _ in range(12):
         await asyncio.gather(*(change_at_random(store, base, rng) for _ in range(12)))
         latest = (await snapshot(store)).revision
         await follow(store, resumed, partial(has_reached, latest))
-    end.set()
     await add_tenant(store, "last")
     await following
     expected = await snapshot(store)
@@ -158,6 +156,26 @@ async def test_a_large_snapshot_comes_in_pieces_and_its_revision_with_the_last(
     assert len(pieces) == 3
     assert [piece.revision for piece in pieces[:-1]] == [0, 0]
     assert sum(len(piece.changes) for piece in pieces) == 1_200 + 4
+
+
+async def test_a_snapshot_of_large_versions_comes_in_messages_that_fit(store: Store) -> None:
+    base = await prepared(store)
+    await add_tenant(store)
+    labels = ["x" * 1_000] * 800
+    for number in range(90):
+        new = new_version(base, b"one", f"m{number}")
+        new.version.labels.extend(labels)
+        await create(store, new)
+    # 72 MB: one message of 500 changes would be more than the 64 MiB that a message may have.
+    assert len((await snapshot(store))["version"]) == 90
+    call = store.stub.Watch(pb.WatchRequest())
+    sizes = []
+    async for piece in call:
+        sizes.append(piece.ByteSize())
+        if piece.is_snapshot_end:
+            break
+    call.cancel()
+    assert max(sizes) < 2 << 20
 
 
 async def test_a_watcher_that_does_not_read_misses_nothing_and_holds_nobody_up(
