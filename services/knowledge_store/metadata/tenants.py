@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from hmi.knowledge.v1 import knowledge_pb2 as pb
-from services.common.errors import AlreadyExists, InvalidArgument, NotFound
+from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from services.common.ids import check_name
 from services.knowledge_store.metadata.database import Database
 from services.knowledge_store.metadata.kinds import (
@@ -153,6 +153,7 @@ class Tenants:
 
         Raises:
             NotFound: The key.
+            FailedPrecondition: It is the last admin key: nobody could make another.
         """
 
         async def revoke(transaction: Transaction) -> rpb.ApiKey:
@@ -160,6 +161,11 @@ class Tenants:
             if key is None:
                 raise NotFound(f"there is no key {key_id}")
             if not key.api_key.HasField("revoke_time"):
+                if await _valid_admin_keys(transaction) == {key_id}:
+                    raise FailedPrecondition(
+                        f"{key_id} is the last admin key: make another before revoking it",
+                        reason="LAST_ADMIN_KEY",
+                    )
                 key.api_key.revoke_time.CopyFrom(timestamp())
                 transaction.put(KEYS, key)
             return key.api_key
@@ -167,11 +173,16 @@ class Tenants:
         return await self._database.change(revoke)
 
     async def set_admin_key(self, secret_sha256: bytes) -> None:
-        """Let the secret of this hash, and no other, open the key "admin"."""
+        """Let the secret of this hash, and no other, open the key "admin".
+
+        A revoked secret stays revoked, unless no admin key is left: a leaked one must not come back
+        with a restart, and a store that nobody may administer is of no use.
+        """
 
         async def set_key(transaction: Transaction) -> None:
             held = await transaction.get(KEYS, ADMIN_KEY_ID)
-            if held is not None and held.secret_sha256 == secret_sha256:
+            is_same = held is not None and held.secret_sha256 == secret_sha256
+            if is_same and await _valid_admin_keys(transaction):
                 return
             api_key = rpb.ApiKey(key_id=ADMIN_KEY_ID, role=rpb.ROLE_ADMIN, create_time=timestamp())
             transaction.put(KEYS, pb.Key(api_key=api_key, secret_sha256=secret_sha256))
@@ -207,6 +218,18 @@ async def delete_model(transaction: Transaction, model: rpb.Model) -> None:
             transaction.delete(VERSIONS, version)
     transaction.set_last_version(MODELS.name(model), model.last_version)
     transaction.delete(MODELS, model)
+
+
+async def _valid_admin_keys(transaction: Transaction) -> set[str]:
+    """Ids of the admin keys that are not revoked; they belong to no tenant."""
+    key_ids = await transaction.names(keys_of(""))
+    await transaction.load(KEYS, key_ids)
+    keys = [await transaction.get(KEYS, key_id) for key_id in key_ids]
+    return {
+        key.api_key.key_id
+        for key in keys
+        if key is not None and not key.api_key.HasField("revoke_time")
+    }
 
 
 async def _add_key(transaction: Transaction, key: pb.Key) -> rpb.ApiKey:
