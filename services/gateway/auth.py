@@ -44,7 +44,7 @@ class Authenticator:
 
         Raises:
             Unauthenticated: No key, an unknown key, a revoked key.
-            PermissionDenied: `x-hmi-tenant` without an admin key.
+            PermissionDenied: `x-hmi-tenant` names another tenant than the key's own.
             NotFound: An admin acts for a tenant that is not there.
             Unavailable: The keys are too old to be believed.
         """
@@ -57,14 +57,15 @@ class Authenticator:
         key = self._key(secret)
         is_admin = key.role == resources_pb2.ROLE_ADMIN
         if tenant:
-            if not is_admin:
+            if not is_admin and tenant != key.tenant:
                 raise PermissionDenied(
-                    "only an admin key may act for a tenant named in x-hmi-tenant",
+                    "only an admin key may act for another tenant (x-hmi-tenant)",
                     reason="NOT_ADMIN",
                 )
             if tenant not in self._mirror.state.tenants:
                 raise NotFound(f"there is no tenant '{tenant}'", reason="TENANT_NOT_FOUND")
-            logger.info("admin acts for tenant", extra={"key_id": key.key_id, "for": tenant})
+            if is_admin:
+                logger.info("admin acts for tenant", extra={"key_id": key.key_id, "for": tenant})
         else:
             tenant = key.tenant
         tenant_var.set(tenant)

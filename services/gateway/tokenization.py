@@ -56,7 +56,8 @@ def check_lengths(texts: Sequence[Text], encoded: Sequence[Encoded], max_tokens:
         if len(tokens.ids) > max_tokens:
             raise InvalidArgument(
                 text.field,
-                f"has {len(tokens.ids)} tokens, and the base reads at most {max_tokens}",
+                f"has {len(tokens.ids)} tokens, and the base reads at most {max_tokens}: "
+                "shorten it, or split it",
                 reason="TEXT_TOO_LONG",
             )
 

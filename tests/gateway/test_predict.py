@@ -150,8 +150,10 @@ async def test_credentials_decide(served: Served) -> None:
     await expect(unauthenticated, stack.inference.Predict(ask))
     wrong = (("authorization", "Bearer hmi_wrong"),)
     await expect(unauthenticated, stack.inference.Predict(ask, metadata=wrong))
-    for_other = (*stack.metadata(tenant), ("x-hmi-tenant", tenant))
+    for_other = (*stack.metadata(tenant), ("x-hmi-tenant", "another"))
     await expect(denied, stack.inference.Predict(ask, metadata=for_other))
+    for_itself = (*stack.metadata(tenant), ("x-hmi-tenant", tenant))
+    assert (await stack.inference.Predict(ask, metadata=for_itself)).provenance.tenant == tenant
     await expect(
         grpc.StatusCode.INVALID_ARGUMENT, stack.inference.Predict(ask, metadata=stack.as_admin)
     )

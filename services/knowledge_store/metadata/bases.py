@@ -76,8 +76,9 @@ class Bases:
             if base is None:
                 raise NotFound(f"there is no base {name}")
             if num_versions := await transaction.count(versions_of_base(name)):
+                what = "1 version uses" if num_versions == 1 else f"{num_versions} versions use"
                 raise FailedPrecondition(
-                    f"{num_versions} versions use base {name}", reason="BASE_IN_USE"
+                    f"{what} base {name}: delete their models first", reason="BASE_IN_USE"
                 )
             transaction.delete(BASES, base)
 

@@ -86,7 +86,8 @@ class Models:
                 raise _no_version(held, number)
             if any(target.version == number for target in held.traffic):
                 raise FailedPrecondition(
-                    f"version {number} of model {model} gets traffic", reason="VERSION_IN_USE"
+                    f"version {number} of model {model} gets traffic: activate another first",
+                    reason="VERSION_IN_USE",
                 )
             transaction.delete(VERSIONS, version)
 
