@@ -18,7 +18,9 @@ from services.knowledge_store.metadata.database import Database
 
 logger = logging.getLogger(__name__)
 
-_SNAPSHOT_CHANGES = 500
+# What ends a piece of a snapshot: one version may hold labels of most of a megabyte.
+_PIECE_CHANGES = 500
+_PIECE_BYTES = 1 << 20
 _READ_REVISIONS = 16
 _RETRY_S = 0.2
 # Short, since it is waited for when the store stops.
@@ -108,11 +110,15 @@ class Watches:
 
 def _pieces(revision: int, changes: list[pb.Change]) -> Iterator[pb.WatchResponse]:
     """A snapshot in messages. Only the last names the revision, for only then is it all there."""
-    for start in range(0, max(len(changes), 1), _SNAPSHOT_CHANGES):
-        is_end = start + _SNAPSHOT_CHANGES >= len(changes)
-        yield pb.WatchResponse(
-            revision=revision if is_end else 0,
-            is_snapshot=True,
-            is_snapshot_end=is_end,
-            changes=changes[start : start + _SNAPSHOT_CHANGES],
-        )
+    piece = pb.WatchResponse(is_snapshot=True)
+    num_bytes = 0
+    for change in changes:
+        size = change.ByteSize()
+        is_full = len(piece.changes) == _PIECE_CHANGES or num_bytes + size > _PIECE_BYTES
+        if is_full and piece.changes:
+            yield piece
+            piece, num_bytes = pb.WatchResponse(is_snapshot=True), 0
+        piece.changes.append(change)
+        num_bytes += size
+    piece.revision, piece.is_snapshot_end = revision, True
+    yield piece
