@@ -37,6 +37,9 @@ class BlobDirectory:
         max_blob_bytes: Largest blob taken.
 
     Opening it finishes what a crash left: uploads become resumable, and are counted with the rest.
+
+    A blob is there once its name is durable, not merely once its file has it: between the rename
+    and the directory's fsync it could be acknowledged to someone and yet vanish with the power.
     """
 
     def __init__(self, data_dir: Path, *, max_blob_bytes: int) -> None:
@@ -46,6 +49,9 @@ class BlobDirectory:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="disk")
         # Held while a blob's age is renewed or read to delete it, so neither slips between.
         self._age_lock = threading.Lock()
+        # Blobs that have their name, or are about to, without it being durable yet.
+        self._publishing: set[str] = set()
+        self._publishing_lock = threading.Lock()
 
     async def open(self) -> None:
         """Make the directories, recover uploads, count blobs."""
@@ -156,7 +162,8 @@ class BlobDirectory:
         self._uploads.mkdir(parents=True, exist_ok=True)
         for number in range(256):
             (self._blobs / f"{number:02x}").mkdir(parents=True, exist_ok=True)
-        for directory in (self._blobs, self._blobs.parent):
+        # The blobs' own too: a killed process may have renamed into them and not come further.
+        for directory in (*self._blobs.iterdir(), self._blobs, self._blobs.parent):
             uploads.sync_directory(directory)
         uploads.recover(self._uploads)
         files = list(self._scan())
@@ -174,6 +181,8 @@ class BlobDirectory:
     def _sizes(self, digests: Iterable[str]) -> dict[str, int]:
         sizes: dict[str, int] = {}
         for sha256 in digests:
+            if sha256 in self._publishing:
+                continue
             path = self._path(sha256)
             with _missing_ok(), self._age_lock:
                 os.utime(path)
@@ -182,8 +191,14 @@ class BlobDirectory:
 
     def _finish(self, upload: Upload, sha256: str, size_bytes: int) -> None:
         target = self._path(sha256)
-        is_new = not target.exists()
+        with self._publishing_lock:
+            # One that is seen already stays so: somebody may have been told that it is there.
+            if not target.exists():
+                self._publishing.add(sha256)
         upload.finish(target)
+        with self._publishing_lock:
+            is_new = sha256 in self._publishing
+            self._publishing.discard(sha256)
         if is_new:
             metrics.blobs.inc()
             metrics.blob_bytes.inc(size_bytes)
