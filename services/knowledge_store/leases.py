@@ -113,6 +113,9 @@ class Leases:
         except Unavailable:
             # Tried again at the next round; until it is announced it may still be renewed.
             self._leases.setdefault(member_id, lease)
+        except Exception:
+            self._leases.setdefault(member_id, lease)
+            logger.exception("a member's end is put off", extra={"member_id": member_id})
         else:
             logger.warning("a member's lease ended", extra={"member_id": member_id})
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import grpc.aio
 
@@ -32,6 +31,8 @@ from services.knowledge_store.servicer import KnowledgeServicer, Parts
 from services.knowledge_store.watch import Watches
 
 logger = logging.getLogger(__name__)
+
+_DEFECT_PAUSE_S = 1.0
 
 SERVICE = "hmi.knowledge.v1.KnowledgeService"
 
@@ -64,7 +65,7 @@ async def running_store(settings: StoreSettings) -> AsyncIterator[RunningServer]
             database, blobs, parts.leases, interval_s=settings.gc_interval_s,
             grace_s=settings.gc_grace_s, upload_age_s=settings.upload_age_s,
         )  # fmt: skip
-        for work in (parts.watches.run(), parts.leases.run(), collector.run()):
+        for work in (parts.watches.run, parts.leases.run, collector.run):
             await stack.enter_async_context(_background(work))
 
         def add(server: grpc.aio.Server) -> None:
@@ -111,10 +112,9 @@ def _parts(settings: StoreSettings, database: Database, blobs: BlobDirectory) ->
 
 
 @asynccontextmanager
-async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` until the block is left. It has no end of its own; a defect in it is logged."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(_log_defect)
+async def _background(work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run `work`, which has no end of its own, until the block is left."""
+    task = asyncio.create_task(_again_and_again(work))
     try:
         yield
     finally:
@@ -122,6 +122,11 @@ async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _log_defect(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.critical("a background task ended", exc_info=error)
+async def _again_and_again(work: Callable[[], Awaitable[None]]) -> None:
+    """A store without leases, watches or collection would look alive: a defect is logged only."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            logger.critical("a background task broke; it begins again", exc_info=True)
+        await asyncio.sleep(_DEFECT_PAUSE_S)

@@ -148,7 +148,11 @@ class EmbeddedValkey:
                 delay_s = _FIRST_DELAY_S
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
-            process = self._process = await self._start()
+            try:
+                process = self._process = await self._start()
+            except OSError:
+                # No memory for a process, a full disk: tried again, for the old one has ended.
+                logger.exception("valkey cannot be started")
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -18,8 +18,7 @@ from redis.exceptions import (
     ConnectionError as RedisConnectionError,
 )
 from redis.exceptions import (
-    OutOfMemoryError,
-    ReadOnlyError,
+    ResponseError,
     WatchError,
 )
 from redis.exceptions import (
@@ -36,22 +35,31 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_AWAY = (
-    RedisConnectionError, RedisTimeoutError, WatchError, ReadOnlyError, OutOfMemoryError,
-)  # fmt: skip
+_AWAY = (RedisConnectionError, RedisTimeoutError, WatchError)
 
 
 @contextmanager
 def unavailable_if_away() -> Iterator[None]:
-    """Turn the errors of a Redis that is away, starting or full into UNAVAILABLE."""
+    """Turn the errors of a Redis that is away, starting, full or refuses into UNAVAILABLE.
+
+    A refusal is the state of Redis, not the caller's fault: MISCONF (it cannot write to its disk),
+    OOM, READONLY, NOREPLICAS, NOPERM. An operator ends it, and the same call then succeeds.
+    """
     try:
         yield
     except _AWAY as error:
         # Every call meets it; whoever follows the log reports when it begins and ends.
         logger.debug("redis is not available", extra={"error": repr(error)})
-        raise Unavailable(
-            "the metadata cannot be reached: retry", reason="REDIS_UNAVAILABLE", retry_after_s=0.5
-        ) from error
+        raise _unavailable() from error
+    except ResponseError as error:
+        logger.warning("redis refuses", extra={"error": str(error)})
+        raise _unavailable() from error
+
+
+def _unavailable() -> Unavailable:
+    return Unavailable(
+        "the metadata cannot be reached: retry", reason="REDIS_UNAVAILABLE", retry_after_s=0.5
+    )
 
 
 class Database:
@@ -91,7 +99,7 @@ class Database:
         while True:
             try:
                 await self._redis.ping()
-            except (RedisConnectionError, RedisTimeoutError) as error:
+            except (RedisConnectionError, RedisTimeoutError, ResponseError) as error:
                 check()
                 if asyncio.get_running_loop().time() > deadline:
                     raise Unavailable(f"Redis does not answer: {error}") from error
