@@ -140,6 +140,48 @@ def test_a_pinned_adapter_stays_and_leaves_when_unpinned(base: Path) -> None:
                 made.store.release(made.acquire(key))
 
 
+def test_pins_leave_half_of_the_device_to_others(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with stack(base, device_bytes=room_for(4)) as made:
+        pins = [made.push(lora_blob(i), f"pinned{i}") for i in range(8)]
+        others = [made.push(lora_blob(i + 8), f"m{i}") for i in range(8)]
+        made.store.pin(pins)
+        for key in pins:
+            made.store.release(made.acquire(key))
+        for _ in range(3):
+            for key in others:
+                made.store.release(made.acquire(key))
+        assert sum(made.store.is_ready(key) for key in pins) == 2
+        assert "a pin is ignored" in caplog.text
+
+
+def test_an_adapter_that_pins_leave_no_room_for_is_refused_and_blocks_nobody(base: Path) -> None:
+    with stack(base, device_bytes=room_for(4)) as made:
+        pins = [made.push(lora_blob(i), f"pinned{i}") for i in range(2)]
+        made.store.pin(pins)
+        for key in pins:
+            wait_until_ready(made, key)
+        large = made.push(lora_blob(9, rank=10), "large")
+        with pytest.raises(Unavailable, match="pinned"):
+            made.acquire(large)
+        made.store.release(made.acquire(made.push(lora_blob(2), "small")))
+        made.store.pin(())
+        assert made.acquire(large)
+
+
+def test_a_claim_without_room_does_not_stop_later_loads_for_ever(base: Path) -> None:
+    with stack(base, device_bytes=room_for(3)) as made:
+        held = made.acquire(made.push(lora_blob(0), "held"))
+        large = made.push(lora_blob(1, rank=10), "large")
+        assert made.store.acquire(large) is None
+        for i in range(40):  # more than may go by without a rest
+            made.store.release(made.acquire(made.push(lora_blob(i + 2), f"m{i}")))
+        assert not made.store.is_ready(large)
+        made.store.release(held)
+        assert made.acquire(large)
+
+
 def test_an_adapter_larger_than_the_device_is_refused_alone(base: Path) -> None:
     with stack(base, device_bytes=room_for(1)) as made:
         small = made.push(lora_blob(0), "small")

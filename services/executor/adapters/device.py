@@ -5,12 +5,16 @@ Knows recency, frequency and claims; loads nothing. Not thread-safe: the store's
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from services.executor.adapters.arena import Arena, IntArray
 from services.executor.adapters.slots import Key, Slot
+
+logger = logging.getLogger(__name__)
 
 _HALF_LIFE_S = 30.0
 _CLAIM_S = 2.0
@@ -25,21 +29,29 @@ class _Resident:
             et al. 2001). It moves only with a use, so any two can be compared at any time.
         claimed_until: Someone waits for it until then: it is not evicted before it was of use.
         is_leaving: It is dropped at its last release.
+        is_pinned: It is not evicted.
     """
 
     slot: Slot
     heat: float
     claimed_until: float
     is_leaving: bool = False
+    is_pinned: bool = False
 
 
 class DeviceTier:
-    """Adapters by key, in one arena."""
+    """Adapters by key, in one arena.
+
+    Pinned ones take at most half of it: any tenant may pin, and the others' adapters need room too.
+    A pin beyond that is ignored until there is room for it.
+    """
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._residents: dict[Key, _Resident] = {}
-        self.pinned: frozenset[Key] = frozenset()
+        self._wanted: frozenset[Key] = frozenset()  # to be pinned
+        self._ignored: set[Key] = set()  # those wanted in vain, told once
+        self._num_rows_pinned = 0
 
     def __contains__(self, key: object) -> bool:
         return key in self._residents
@@ -76,11 +88,29 @@ class DeviceTier:
         if resident is not None and resident.is_leaving:
             self.drop(slot.key)
 
-    def make_room(self, num_rows: int, *, is_claimed: bool) -> IntArray | None:
+    def pin(self, keys: Iterable[Key]) -> None:
+        """Keep these, as they come and as far as they fit; those of the last call may leave."""
+        self._wanted = frozenset(keys)
+        self._ignored &= self._wanted
+        for key, resident in self._residents.items():
+            if resident.is_pinned and key not in self._wanted:
+                self._unpin(resident)
+        for key in self._wanted & self._residents.keys():
+            self._pin(key, self._residents[key])
+
+    def takes_pin(self, key: Key, num_rows: int) -> bool:
+        """Whether an adapter that comes would be pinned."""
+        return key in self._wanted and self._num_rows_pinned + num_rows <= self._arena.capacity // 2
+
+    def can_ever_hold(self, num_rows: int) -> bool:
+        """Whether an adapter fits once all that is not pinned has left."""
+        return num_rows <= self._arena.capacity - self._num_rows_pinned
+
+    def make_room(self, num_rows: int, *, is_hint: bool) -> IntArray | None:
         """Rows for an adapter that comes, by evicting the coolest that nobody uses.
 
-        Adapters in use, pinned or claimed stay. A mere hint (not `is_claimed`) evicts nothing that
-        is hotter than a single use just now. Nothing is evicted if that would not suffice.
+        Adapters in use, pinned or claimed stay. A mere hint evicts nothing that is hotter than a
+        single use just now. Nothing is evicted if that would not suffice.
         """
         missing = num_rows - self._arena.num_free
         if missing > 0:
@@ -88,7 +118,7 @@ class DeviceTier:
             for key, resident in self._idle():
                 if missing <= 0:
                     break
-                if not is_claimed and resident.heat > time.monotonic() / _HALF_LIFE_S:
+                if is_hint and resident.heat > time.monotonic() / _HALF_LIFE_S:
                     break
                 victims.append(key)
                 missing -= len(resident.slot.numbers)
@@ -102,18 +132,41 @@ class DeviceTier:
         """A slot whose rows are written becomes resident."""
         now = time.monotonic()
         claim = now + _CLAIM_S if is_claimed else 0.0
-        self._residents[slot.key] = _Resident(slot, now / _HALF_LIFE_S, claim)
+        resident = self._residents[slot.key] = _Resident(slot, now / _HALF_LIFE_S, claim)
+        if slot.key in self._wanted:
+            self._pin(slot.key, resident)
 
     def drop(self, key: Key) -> None:
         """Take an adapter out, if it is here: now, or when its last user releases it."""
         resident = self._residents.get(key)
         if resident is None:
             return
+        self._unpin(resident)
         if resident.slot.num_users:
             resident.is_leaving = True
             return
         del self._residents[key]
         self._arena.give(resident.slot.numbers)
+
+    def _pin(self, key: Key, resident: _Resident) -> None:
+        num_rows = len(resident.slot.numbers)
+        if resident.is_pinned or resident.is_leaving:
+            return
+        if self.takes_pin(key, num_rows):
+            resident.is_pinned = True
+            self._num_rows_pinned += num_rows
+            self._ignored.discard(key)
+        elif key not in self._ignored:
+            self._ignored.add(key)
+            logger.warning(
+                "a pin is ignored: pinned adapters fill their half of the device memory",
+                extra={"key": str(key)},
+            )
+
+    def _unpin(self, resident: _Resident) -> None:
+        if resident.is_pinned:
+            resident.is_pinned = False
+            self._num_rows_pinned -= len(resident.slot.numbers)
 
     def _idle(self) -> list[tuple[Key, _Resident]]:
         """Those that may leave, coolest first."""
@@ -123,6 +176,6 @@ class DeviceTier:
             for key, resident in self._residents.items()
             if not resident.slot.num_users
             and resident.claimed_until < now
-            and key not in self.pinned
+            and not resident.is_pinned
         ]
         return sorted(idle, key=lambda pair: pair[1].heat)

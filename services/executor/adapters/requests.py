@@ -13,6 +13,8 @@ from services.executor.adapters.packing import Packed
 from services.executor.adapters.slots import Key
 
 _MAX_STAGED = 64  # adapters between disk and device at a time: bounds what the host tier cannot
+_MAX_PASSED = 32
+_MAX_BLOCK_S = 2.0
 _MAX_ERRORS = 4096
 _PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blob itself: no retry can mend it
 
@@ -25,6 +27,8 @@ class Request:
         is_claimed: Somebody waits for it; otherwise it is a hint.
         packed: Set once it is in host memory.
         num_passed: Later loads that went by while it waited for room.
+        blocks_until: When it has been passed too often: no load goes by until then. In
+            `time.monotonic()` seconds.
     """
 
     key: Key
@@ -32,6 +36,19 @@ class Request:
     is_staging: bool = False
     packed: Packed | None = None
     num_passed: int = 0
+    blocks_until: float | None = None
+
+    def blocks(self, now: float) -> bool:
+        """Whether later loads must wait for this one, which found no room: for a bounded time
+        after a bounded number of them went by, again and again until it has found room."""
+        if self.num_passed < _MAX_PASSED:
+            return False
+        if self.blocks_until is None:
+            self.blocks_until = now + _MAX_BLOCK_S
+        if now < self.blocks_until:
+            return True
+        self.num_passed, self.blocks_until = 0, None
+        return False
 
 
 class Requests:

@@ -24,7 +24,7 @@ import torch
 
 from services.common.adapter_format import Limits
 from services.common.base_config import BaseConfig
-from services.common.errors import HmiError, Internal
+from services.common.errors import HmiError, Internal, Unavailable
 from services.executor.adapters import metrics
 from services.executor.adapters.arena import Arena, IntArray
 from services.executor.adapters.batch import BatchBypass
@@ -37,7 +37,6 @@ from services.executor.adapters.slots import Key, Slot
 from services.executor.models.segments import Segments
 
 _NUM_STAGING_THREADS = 4
-_MAX_PASSED = 32  # later loads that may go by one that waits for room
 
 
 class AdapterStore:
@@ -157,12 +156,15 @@ class AdapterStore:
         return BatchBypass(self.arena, self.base, slots, segments)
 
     def pin(self, keys: Iterable[Key]) -> None:
-        """Load these and keep them in device memory; those of the last call may leave."""
+        """Load these and keep them in device memory; those of the last call may leave.
+
+        All of them get at most half of it; who comes later is served as if it were not pinned.
+        """
         with self._lock:
             wanted = list(keys)
-            self._device.pinned = frozenset(wanted)
+            self._device.pin(wanted)
             for key in wanted:
-                self._request(key, is_claimed=True)
+                self._request(key, is_claimed=False)  # nobody waits for it yet
 
     def forget(self, key: Key) -> None:
         """Drop a deleted version from the tiers; from the device once no batch uses it."""
@@ -256,11 +258,13 @@ class AdapterStore:
     def _place_next(self) -> tuple[Key, Packed, IntArray] | None:
         """The next staged adapter with rows for it, or None if none is staged or fits now.
 
-        Who does not fit waits and others go by, a bounded number of times.
+        Who does not fit waits and others go by; who is passed too often blocks them for a while.
         """
         blocked: list[Request] = []
         for request, packed in self._requests.staged():
-            numbers = self._device.make_room(packed.num_rows, is_claimed=request.is_claimed)
+            num_rows = packed.num_rows
+            is_hint = not request.is_claimed and not self._device.takes_pin(request.key, num_rows)
+            numbers = self._device.make_room(num_rows, is_hint=is_hint)
             if numbers is not None:
                 for other in blocked:
                     other.num_passed += 1
@@ -269,8 +273,13 @@ class AdapterStore:
                 self._requests.take(request.key)  # a hint: host memory is near enough
                 self._stage_more()
                 continue
+            if not self._device.can_ever_hold(num_rows):
+                self._requests.fail(request, _no_room())
+                self._stage_more()
+                self._on_change()
+                continue
             blocked.append(request)
-            if request.num_passed >= _MAX_PASSED:
+            if request.blocks(time.monotonic()):
                 return None
         return None
 
@@ -279,3 +288,7 @@ class AdapterStore:
         num_rows = max(self._device.num_rows_used, 1)
         metrics.SLOTS_USED.labels(self._name).set(num_used)
         metrics.SLOTS_TOTAL.labels(self._name).set(self.arena.capacity * num_used // num_rows)
+
+
+def _no_room() -> Unavailable:
+    return Unavailable("pinned adapters leave too little device memory", reason="NO_ROOM")
