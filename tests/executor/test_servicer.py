@@ -65,7 +65,7 @@ async def serving(
     *fakes: FakeBase, max_tokens: int = 256, drain_s: float = 2.0
 ) -> AsyncIterator[tuple[Executor, grpc.aio.Channel]]:
     settings = ServiceSettings(drain_s=1.0)
-    options = Options("executor-1", Limits(max_tokens, 8), drain_s=drain_s)
+    options = Options("executor-1", Limits(max_tokens, 8), credit_batches=4.0, drain_s=drain_s)
     executor = Executor(options)
     for fake in fakes:
         executor.add(loaded(fake))
