@@ -19,6 +19,9 @@ from services.executor.failpoints import Reach
 
 logger = logging.getLogger(__name__)
 
+_RESPONSE_BYTES = 4 << 20  # of outputs in one message, unless one output alone is larger
+_OUTPUT_BYTES = 16 << 20  # of one item, well below what a gateway's channel takes
+
 
 class Session:
     """A stream's items, credit and unsent news.
@@ -101,7 +104,7 @@ class Session:
             self._dispatcher.cancel(list(self._items.values()))
 
     async def responses(self) -> AsyncIterator[pb.ExecuteResponse]:
-        """News as it comes, one message for all that is there.
+        """News as it comes, in as few messages as their size allows.
 
         Raises:
             HmiError: The stream ended by `end`, or by a broken rule.
@@ -109,8 +112,7 @@ class Session:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            response = self._response()
-            if response.news:
+            while (response := self._response()).news:
                 yield response
             if self._error is not None:
                 raise self._error
@@ -119,7 +121,7 @@ class Session:
 
     def _response(self) -> pb.ExecuteResponse:
         response = pb.ExecuteResponse()
-        unsent, self._unsent = self._unsent, []
+        unsent = self._take_unsent()
         if unsent:
             self._reach("before_event", len(unsent))
         for item_id, event in unsent:
@@ -128,6 +130,17 @@ class Session:
         if num_tokens:
             response.news.add().credit.num_tokens = num_tokens
         return response
+
+    def _take_unsent(self) -> list[tuple[int, Event | HmiError]]:
+        """The oldest unsent news, as much as one message takes."""
+        num_taken = num_bytes = 0
+        for _, event in self._unsent:
+            num_bytes += _num_bytes(event)
+            if num_taken and num_bytes > _RESPONSE_BYTES:
+                break
+            num_taken += 1
+        taken, self._unsent = self._unsent[:num_taken], self._unsent[num_taken:]
+        return taken
 
     def _do(self, command: pb.Command, started: list[tuple[int, Item]]) -> None:
         kind = command.WhichOneof("command")
@@ -171,6 +184,13 @@ class Session:
             self._dispatcher.cancel([item])
 
 
+def _num_bytes(event: Event | HmiError) -> int:
+    """Bytes of the output that is sent, if one is."""
+    if isinstance(event, HmiError) or event.output is None or event.output.nbytes > _OUTPUT_BYTES:
+        return 0
+    return event.output.nbytes
+
+
 def _write(target: pb.Event, item_id: int, event: Event | HmiError) -> None:
     """An event in the wire's form; an error alone is that of an item that never started."""
     target.item_id = item_id
@@ -182,6 +202,12 @@ def _write(target: pb.Event, item_id: int, event: Event | HmiError) -> None:
     target.is_final = event.is_final
     if event.error is not None:
         target.error.CopyFrom(event.error.to_status())
+    elif event.output is not None and event.output.nbytes > _OUTPUT_BYTES:
+        shape = "x".join(map(str, event.output.shape))
+        refusal = InvalidArgument(
+            "token_ids", f"the output would have {shape} numbers, more than an answer can hold"
+        )
+        target.error.CopyFrom(refusal.to_status())
     elif event.output is not None:
         target.output.shape.extend(event.output.shape)
         target.output.data = event.output.astype("<f4", copy=False).tobytes()

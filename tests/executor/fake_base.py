@@ -26,6 +26,7 @@ class FakeBase:
         self.resident: set[ModelKey] = set()
         self.broken: dict[ModelKey, HmiError] = {}
         self.failing: dict[ModelKey, Exception] = {}  # raised by the heads of their batches
+        self.num_more = 0  # zeros appended to each answer
         self.prefetched: list[ModelKey] = []
         self.wanted: list[ModelKey] = []
         self.num_pins = 0
@@ -106,7 +107,9 @@ class FakeBase:
                 raise self.failing[slot]
         rows = torch.split(hidden, segments.lengths)
         return [
-            torch.cat([row.sum(0), torch.tensor([float(len(slot.model))])])
+            torch.cat(
+                [row.sum(0), torch.tensor([float(len(slot.model))]), torch.zeros(self.num_more)]
+            )
             for row, slot in zip(rows, slots, strict=True)
         ]
 

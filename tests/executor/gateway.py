@@ -17,6 +17,7 @@ class Gateway:
         self.call = ExecutorServiceStub(channel).Execute()
         self.name = name
         self.credit = 0
+        self.largest = 0  # message, in bytes
         self.events: dict[int, list[pb.Event]] = {}
 
     async def send(self, *commands: pb.Command) -> None:
@@ -37,6 +38,7 @@ class Gateway:
             return False
         if not isinstance(response, pb.ExecuteResponse):
             return False
+        self.largest = max(self.largest, response.ByteSize())
         for news in response.news:
             self.credit += news.credit.num_tokens
             if news.HasField("event"):

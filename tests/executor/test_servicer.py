@@ -142,6 +142,27 @@ async def test_a_wrong_item_is_refused_alone(
     assert gateway.credit - credit <= 517
 
 
+async def test_answers_together_larger_than_a_message_come_in_several(
+    gateway: Gateway, fake: FakeBase
+) -> None:
+    fake.num_more = 3 << 18  # 3 MiB each
+    await gateway.submit(*(submit(n) for n in range(8)))
+    events = await gateway.answers(*range(8))
+    assert {len(event.output.data) for event in events} == {(3 << 20) + 12}
+    assert gateway.largest < 5 << 20
+
+
+async def test_an_answer_larger_than_any_message_is_its_items_error(
+    gateway: Gateway, fake: FakeBase
+) -> None:
+    fake.num_more = 17 << 18
+    await gateway.submit(submit(1))
+    assert codes(await gateway.answers(1)) == [code_pb2.INVALID_ARGUMENT]
+    fake.num_more = 0
+    await gateway.submit(submit(2))
+    assert codes(await gateway.answers(2)) == [0]
+
+
 async def test_no_hello_ends_the_stream(server: tuple[Executor, grpc.aio.Channel]) -> None:
     gateway = Gateway(server[1])
     await gateway.submit(submit(1))
