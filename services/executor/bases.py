@@ -52,7 +52,7 @@ class Bases:
         self._directory = directory
         self._load = load
         self._announce = announce
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}  # why, by digest
         self._file_digests: set[str] = set()
 
     @property
@@ -64,11 +64,15 @@ class Bases:
         """Load the bases the store has; waits for the store, not for a first base.
 
         Raises:
-            HmiError: One cannot be served: a file is missing or its checkpoint is not supported.
+            FailedPrecondition: There are bases and none can be served.
         """
         await self._follower.changed.wait()
-        for base in list(self._follower.view.bases.values()):
-            await self._add(base)
+        bases = list(self._follower.view.bases.values())
+        for base in bases:
+            await self._try_to_add(base)
+        if bases and not self._executor.bases:
+            reasons = "; ".join(f"{base.name}: {self._refused[base.digest]}" for base in bases)
+            raise FailedPrecondition(f"no base can be served: {reasons}")
         self._executor.pin(self._follower.view.pins)
 
     async def run(self) -> None:
@@ -88,11 +92,15 @@ class Bases:
                 self._executor.forget(key)
 
     async def _try_to_add(self, base: resources_pb2.Base) -> None:
+        """Add a base, or refuse it alone: any tenant's base may be broken in any way."""
         try:
             await self._add(base)
         except HmiError as error:
-            self._refused.add(base.digest)
+            self._refused[base.digest] = str(error)
             logger.error("a base cannot be served", extra={"base": base.name, "error": str(error)})
+        except Exception as error:  # of the disk, the device or the checkpoint's reader
+            self._refused[base.digest] = repr(error)
+            logger.exception("a base cannot be served", extra={"base": base.name})
 
     async def _add(self, base: resources_pb2.Base) -> None:
         if base.digest in self._executor.bases:

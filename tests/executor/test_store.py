@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import pytest
+import torch
 
 from hmi.admin.v1 import resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
@@ -44,6 +45,7 @@ class Link:
         self.follower = Follower(stub)
         self.files = BlobFiles(BlobCache(directory / "cache", self.blobs))
         self.fake = FakeBase()
+        self.errors: dict[str, Exception] = {}  # of loading, by base
         self._tasks: list[asyncio.Task[None]] = []
         self.registration = Registration(
             stub,
@@ -61,6 +63,8 @@ class Link:
         )
 
     def _load(self, directory: Path, base: resources_pb2.Base) -> LoadedBase:
+        if base.name in self.errors:
+            raise self.errors[base.name]
         for file in base.files:
             data = (directory / file.name).read_bytes()
             assert hashlib.sha256(data).hexdigest() == file.sha256
@@ -160,13 +164,27 @@ async def test_starting_waits_for_the_store_but_not_for_a_base(link: Link) -> No
     assert link.executor.bases == {}
 
 
-async def test_missing_weights_stop_the_start(link: Link, blobs: Path) -> None:
+async def test_the_start_fails_if_no_base_can_be_served(link: Link, blobs: Path) -> None:
     base = await link.put_base("first")
     weights = base.files[2].sha256
     (blobs / weights[:2] / weights).unlink()
     link.begin(link.follower.run())
-    with pytest.raises(FailedPrecondition):
+    with pytest.raises(FailedPrecondition, match=f"first: .*{weights}"):
         await link.bases.start()
+
+
+@pytest.mark.parametrize("error", [OSError("disk"), torch.OutOfMemoryError("device")])
+async def test_a_base_that_cannot_be_served_is_refused_alone(link: Link, error: Exception) -> None:
+    link.errors = {"bad": error, "late": error}
+    await link.put_base("bad")
+    good = await link.put_base("good")
+    link.begin(link.follower.run())
+    await link.bases.start()
+    assert set(link.executor.bases) == {good.digest}
+    link.begin(link.bases.run())
+    await link.put_base("late")
+    later = await link.put_base("later")
+    await eventually(lambda: set(link.executor.bases) == {good.digest, later.digest})
 
 
 async def test_shared_blobs_are_read_in_place_and_verified(
