@@ -126,6 +126,17 @@ def test_an_expression_without_end_does_not_hold_the_gateway_up() -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["(" * 490, "query" * 201, "x{99999999999999999999}"],
+)
+@pytest.mark.parametrize("option", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_an_expression_that_is_too_deep_or_too_long_is_refused(option: str, pattern: str) -> None:
+    value: Any = {pattern: 4} if option == "rank_pattern" else pattern
+    field = refused_field(blob(adapter_config=config(**{option: value})))
+    assert field.startswith(f"adapter_config.{option}")
+
+
 @pytest.mark.parametrize("name", [QUERY_A, QUERY_A.replace("_A", "_B"), CLASSIFIER])
 def test_a_missing_tensor_is_named(name: str) -> None:
     tensors = lora_tensors()

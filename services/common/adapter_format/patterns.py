@@ -39,8 +39,8 @@ class Patterns:
                     raise InvalidArgument(field, "expressions are too long or too many")
                 compiled = self._compiled[pattern] = regex.compile(pattern)
             return compiled.fullmatch(text, timeout=max(self._deadline - time.monotonic(), 1e-3))
-        except regex.error as error:
-            raise InvalidArgument(field, "not a regular expression") from error
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise InvalidArgument(field, "not a regular expression, or too deep a one") from error
         except TimeoutError as error:
             raise InvalidArgument(field, "matching takes too long") from error
 
