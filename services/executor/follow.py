@@ -56,6 +56,15 @@ class View:
             ModelKey(*key, *self._digests[key]) for key in keys if key in self._digests
         )
 
+    def succeed(self, old: View) -> None:
+        """Take the place of an older view: what it had and this one has not was deleted unseen."""
+        self._deleted += old._deleted
+        self._deleted += [
+            ModelKey(*key, *digests)
+            for key, digests in old._digests.items()
+            if self._digests.get(key) != digests
+        ]
+
     def take_deleted(self) -> list[ModelKey]:
         """Versions deleted since the last call."""
         deleted, self._deleted = self._deleted, []
@@ -137,6 +146,7 @@ class Follower:
         if self._snapshot is not None:
             if not response.is_snapshot_end:
                 return
+            self._snapshot.succeed(self.view)
             self.view, self._snapshot = self._snapshot, None
             self.changed.set()
         self._revision = response.revision

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hmi.admin.v1 import resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.executor.engine.items import ModelKey
-from services.executor.follow import View
+from services.executor.follow import Follower, View
 
 
 def model(*versions: int, pinned: bool = True, deleted: bool = False) -> pb.Change:
@@ -44,6 +44,27 @@ def test_unpinned_and_deleted_models_and_versions_pin_nothing() -> None:
     assert pins(version(1), model(1), model(1, pinned=False)) == set()
     assert pins(version(1), model(1), model(deleted=True)) == set()
     assert pins(version(1), model(1), version(1, deleted=True)) == set()
+
+
+def test_what_a_new_snapshot_lacks_was_deleted() -> None:
+    old, new = View(), View()
+    for change in (version(1), version(2), version(3), version(3, deleted=True)):
+        old.apply(change)
+    for change in (version(2), version(4)):
+        new.apply(change)
+    new.succeed(old)
+    assert {key.version for key in new.take_deleted()} == {1, 3}
+    assert new.take_deleted() == []
+
+
+def test_a_follower_that_gets_a_new_snapshot_tells_what_was_deleted_meanwhile() -> None:
+    follower = Follower(stub=None)  # type: ignore[arg-type]  # messages are handed in below
+    for changes in ([version(1), version(2)], [version(2)]):
+        follower._snapshot = None
+        follower._take(
+            pb.WatchResponse(changes=changes, is_snapshot=True, is_snapshot_end=True, revision=1)
+        )
+    assert follower.view.take_deleted() == [pinned_key(1)]
 
 
 def test_bases_come_and_go() -> None:
