@@ -57,7 +57,8 @@ class Process:
         options = _options(settings)
         self.failed = asyncio.Event()
         self.files = BlobFiles(
-            BlobCache(settings.cache_dir / "blobs", Blobs(stub)), settings.blob_dir
+            BlobCache(settings.cache_dir / "blobs", Blobs(stub), max_bytes=settings.cache_bytes),
+            settings.blob_dir,
         )
         self.executor = Executor(options, on_failure=self.failed.set)
         self.follower = Follower(stub)

@@ -15,6 +15,12 @@ class ExecutorSettings(ServiceSettings):
 
     knowledge_address: str = Field(description="host:port of the knowledge store.")
     cache_dir: Path = Field(description="Where blobs read from the store are kept.")
+    cache_bytes: int = Field(
+        64 << 30,
+        gt=0,
+        description="Bytes of blobs kept there; beyond it the least recently used go. Must hold "
+        "the largest base.",
+    )
     blob_dir: Path | None = Field(
         None, description="The store's own blob directory, if it is on a volume shared with it."
     )

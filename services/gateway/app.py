@@ -105,7 +105,9 @@ async def open_app(settings: GatewaySettings, gateway_id: str) -> AsyncIterator[
         mirror = Mirror(time.monotonic)
         following = asyncio.create_task(follow(mirror, knowledge))
         blobs = Blobs(knowledge)
-        cache = await asyncio.to_thread(BlobCache, settings.cache_dir, blobs)
+        cache = await asyncio.to_thread(
+            BlobCache, settings.cache_dir, blobs, max_bytes=settings.cache_bytes
+        )
         tokenization = Tokenization(cache, settings.tokenizer_threads)
         usage = Usage()
         router = Router(settings, mirror, usage, gateway_id)

@@ -20,6 +20,9 @@ class GatewaySettings(ServiceSettings):
 
     knowledge_address: str = Field(description="host:port of the knowledge store.")
     cache_dir: Path = Field(description="Directory for tokenizers and configs, by digest.")
+    cache_bytes: int = Field(
+        1024 * MIB, gt=0, description="Bytes kept there; beyond it the least recently used go."
+    )
     advertise_address: str = Field("", description="host:port others reach this gateway at.")
 
     max_staleness_s: float = Field(
