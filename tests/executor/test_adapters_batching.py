@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,14 @@ PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::badd
 STEM = "base_model.model.bert.encoder.layer"
 
 
-def lora_blob(seed: int, *, rank: int = 4, targets: Sequence[str] = ("query", "value")) -> bytes:
-    """A random sequence classifier with three labels."""
+def lora_blob(
+    seed: int,
+    *,
+    rank: int = 4,
+    targets: Sequence[str] = ("query", "value"),
+    changed: Mapping[str, torch.Tensor] | None = None,
+) -> bytes:
+    """A random sequence classifier with three labels, but for the tensors changed."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
@@ -43,7 +49,7 @@ def lora_blob(seed: int, *, rank: int = 4, targets: Sequence[str] = ("query", "v
             tensors[f"{stem}.lora_B.weight"] = random(HIDDEN, rank)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 8, "target_modules": list(targets)}
     return make_blob(
-        tensors,
+        {**tensors, **(changed or {})},
         adapter_config=config,
         task="sequence_classification",
         labels=["a", "b", "c"],

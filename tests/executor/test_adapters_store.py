@@ -18,7 +18,7 @@ from services.common.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from tests.executor.test_adapters_batching import lora_blob
+from tests.executor.test_adapters_batching import STEM, lora_blob
 from tests.executor.tiny_tasks import (
     CONFIGS,
     HIDDEN,
@@ -232,6 +232,23 @@ def test_an_inadmissible_version_is_read_once(base: Path) -> None:
             with pytest.raises(InvalidArgument):
                 made.acquire(key)
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "dtype"),
+    [
+        ({"base_model.model.classifier.bias": torch.full((3,), 3.4e38)}, torch.bfloat16),
+        ({f"{STEM}.0.attention.self.query.lora_B.weight": torch.full((HIDDEN, 4), 3e38)},
+         torch.float32),
+    ],
+)  # fmt: skip
+def test_numbers_that_overflow_on_the_way_to_the_device_are_refused(
+    base: Path, changed: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    with stack(base, dtype=dtype) as made:
+        with pytest.raises(InvalidArgument, match="not finite"):
+            made.acquire(made.push(lora_blob(0, changed=changed)))
+        assert made.acquire(made.push(lora_blob(0), "as it was"))
 
 
 def test_bytes_of_another_digest_are_not_served(base: Path) -> None:

@@ -25,7 +25,7 @@ from services.common.adapter_format import (
     Site,
 )
 from services.common.base_config import BaseConfig
-from services.common.errors import FailedPrecondition
+from services.common.errors import FailedPrecondition, InvalidArgument
 from services.executor.adapters.pooler import own_pooler
 
 FloatArray = NDArray[np.float32]
@@ -104,8 +104,10 @@ def pack(
 
     Raises:
         FailedPrecondition: It is needed and not given.
+        InvalidArgument: A number overflows when it is scaled or rounded to `dtype`.
     """
-    return _Packing(version, base, base_tensor).run(dtype, pin_memory)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused at the end
+        return _Packing(version, base, base_tensor).run(dtype, pin_memory)
 
 
 @dataclass(slots=True)
@@ -132,6 +134,12 @@ class _Packing:
         self._head()
         rows = np.concatenate(self.blocks or [np.zeros((0, self.base.hidden_size), np.float32)])
         tensor = torch.from_numpy(rows).to(dtype)
+        if not bool(torch.isfinite(tensor).all()):
+            raise InvalidArgument(
+                "tensors",
+                f"scaled, and in {str(dtype).removeprefix('torch.')}, a number is not finite",
+                reason="NOT_FINITE",
+            )
         return Packed(
             rows=tensor.pin_memory() if pin_memory else tensor,
             tables=self.tables,
