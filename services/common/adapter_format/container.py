@@ -44,6 +44,7 @@ class Limits:
     max_rank: int = 256
     max_bottleneck: int = 1024
     max_labels: int = 4096
+    max_scale: float = 10_000.0  # of an adapter's output; those in use are below 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ def _bottleneck(
         down_bias=reader.take(f"{down}.bias", size),
         up=reader.take(f"{stem}.adapter_up.weight", hidden, size),
         up_bias=reader.take(f"{stem}.adapter_up.bias", hidden),
-        scaling=_scaling(options, reader, stem, hidden),
+        scaling=_scaling(options, reader, limits, stem, hidden),
         norm_before=_norm_before(reader, stem, hidden) if has_norm else None,
         norm_after=(
             reader.take(f"{stem}.adapter_norm_after.weight", hidden),
@@ -203,13 +203,19 @@ def _residual(options: Options, original_ln_before: bool) -> str:
     return "before_norm" if value else "after_norm"
 
 
-def _scaling(options: Options, reader: Reader, stem: str, hidden: int) -> float | str:
+def _scaling(
+    options: Options, reader: Reader, limits: Limits, stem: str, hidden: int
+) -> float | str:
     value = options.get("scaling", 1.0)
     if value == "learned":
         return reader.take(f"{stem}.scaling", 1)
     if value == "channel":
         return reader.take(f"{stem}.scaling", hidden)
-    return as_number(f"{options.field}.scaling", value)
+    field = f"{options.field}.scaling"
+    scale = as_number(field, value)
+    if abs(scale) > limits.max_scale:
+        raise InvalidArgument(field, f"is {scale:g}, at most {limits.max_scale:g} is served")
+    return scale
 
 
 def _norm_before(reader: Reader, stem: str, hidden: int) -> tuple[str, str]:

@@ -168,11 +168,17 @@ class _LoraReader:
             raise InvalidArgument(field_, f"rank {rank}, at most {self._limits.max_rank} is served")
         alpha_field, alpha = self._patterns.value(options, "alpha_pattern", "lora_alpha", 8, module)
         divisor = math.sqrt(rank) if options.flag("use_rslora", False) else rank
+        scale = as_number(alpha_field, alpha) / divisor
+        if abs(scale) > self._limits.max_scale:
+            raise InvalidArgument(
+                alpha_field,
+                f"makes a scale of {scale:g}, at most {self._limits.max_scale:g} is served",
+            )
         num_in, num_out = sizes(self._base, place)
         return Lora(
             place=place,
             rank=rank,
-            scale=as_number(alpha_field, alpha) / divisor,
+            scale=scale,
             a=self._reader.take(f"{stem}.lora_A.weight", rank, num_in),
             b=self._reader.take(f"{stem}.lora_B.weight", num_out, rank),
         )
