@@ -60,16 +60,18 @@ class ExecutorServiceServicer:
         ends, its items are cancelled.
 
         Errors of the stream: INVALID_ARGUMENT (no hello, or a submit beyond the credit), UNAVAILABLE (stopping).
-        Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, or a blob
-        whose digest differs), INVALID_ARGUMENT (token ids), RESOURCE_EXHAUSTED (an adapter larger than the device's
-        budget), UNAVAILABLE (the blob cannot be read now), DEADLINE_EXCEEDED, CANCELLED.
+        Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, a head on a
+        pooler that the base lacks, or a blob that is gone or whose digest differs), INVALID_ARGUMENT (token ids, an output
+        larger than 16 MiB, or a blob that is not admissible), RESOURCE_EXHAUSTED (an adapter larger than the device's
+        budget), UNAVAILABLE (the blob cannot be read now, pinned adapters leave no room, the device is out of memory, or
+        stopping), INTERNAL (a defect while computing), DEADLINE_EXCEEDED, CANCELLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchStatus(self, request, context):
-        """WatchStatus sends the executor's state at once and then when it changes.
+        """WatchStatus sends the executor's state at once and then when it changes. Errors: UNAVAILABLE (stopping).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,12 +36,14 @@ class ExecutorServiceStub:
     ends, its items are cancelled.
 
     Errors of the stream: INVALID_ARGUMENT (no hello, or a submit beyond the credit), UNAVAILABLE (stopping).
-    Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, or a blob
-    whose digest differs), INVALID_ARGUMENT (token ids), RESOURCE_EXHAUSTED (an adapter larger than the device's
-    budget), UNAVAILABLE (the blob cannot be read now), DEADLINE_EXCEEDED, CANCELLED.
+    Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, a head on a
+    pooler that the base lacks, or a blob that is gone or whose digest differs), INVALID_ARGUMENT (token ids, an output
+    larger than 16 MiB, or a blob that is not admissible), RESOURCE_EXHAUSTED (an adapter larger than the device's
+    budget), UNAVAILABLE (the blob cannot be read now, pinned adapters leave no room, the device is out of memory, or
+    stopping), INTERNAL (a defect while computing), DEADLINE_EXCEEDED, CANCELLED.
     """
     WatchStatus: grpc.UnaryStreamMultiCallable[hmi.executor.v1.executor_pb2.WatchStatusRequest, hmi.executor.v1.executor_pb2.WatchStatusResponse]
-    """WatchStatus sends the executor's state at once and then when it changes."""
+    """WatchStatus sends the executor's state at once and then when it changes. Errors: UNAVAILABLE (stopping)."""
 
 @typing.type_check_only
 class ExecutorServiceAsyncStub(ExecutorServiceStub):
@@ -57,12 +59,14 @@ class ExecutorServiceAsyncStub(ExecutorServiceStub):
     ends, its items are cancelled.
 
     Errors of the stream: INVALID_ARGUMENT (no hello, or a submit beyond the credit), UNAVAILABLE (stopping).
-    Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, or a blob
-    whose digest differs), INVALID_ARGUMENT (token ids), RESOURCE_EXHAUSTED (an adapter larger than the device's
-    budget), UNAVAILABLE (the blob cannot be read now), DEADLINE_EXCEEDED, CANCELLED.
+    Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, a head on a
+    pooler that the base lacks, or a blob that is gone or whose digest differs), INVALID_ARGUMENT (token ids, an output
+    larger than 16 MiB, or a blob that is not admissible), RESOURCE_EXHAUSTED (an adapter larger than the device's
+    budget), UNAVAILABLE (the blob cannot be read now, pinned adapters leave no room, the device is out of memory, or
+    stopping), INTERNAL (a defect while computing), DEADLINE_EXCEEDED, CANCELLED.
     """
     WatchStatus: grpc.aio.UnaryStreamMultiCallable[hmi.executor.v1.executor_pb2.WatchStatusRequest, hmi.executor.v1.executor_pb2.WatchStatusResponse]  # type: ignore[assignment]
-    """WatchStatus sends the executor's state at once and then when it changes."""
+    """WatchStatus sends the executor's state at once and then when it changes. Errors: UNAVAILABLE (stopping)."""
 
 class ExecutorServiceServicer(metaclass=abc.ABCMeta):
     """ExecutorService runs items on one device. Every call carries the service token
@@ -81,9 +85,11 @@ class ExecutorServiceServicer(metaclass=abc.ABCMeta):
         ends, its items are cancelled.
 
         Errors of the stream: INVALID_ARGUMENT (no hello, or a submit beyond the credit), UNAVAILABLE (stopping).
-        Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, or a blob
-        whose digest differs), INVALID_ARGUMENT (token ids), RESOURCE_EXHAUSTED (an adapter larger than the device's
-        budget), UNAVAILABLE (the blob cannot be read now), DEADLINE_EXCEEDED, CANCELLED.
+        Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, a head on a
+        pooler that the base lacks, or a blob that is gone or whose digest differs), INVALID_ARGUMENT (token ids, an output
+        larger than 16 MiB, or a blob that is not admissible), RESOURCE_EXHAUSTED (an adapter larger than the device's
+        budget), UNAVAILABLE (the blob cannot be read now, pinned adapters leave no room, the device is out of memory, or
+        stopping), INTERNAL (a defect while computing), DEADLINE_EXCEEDED, CANCELLED.
         """
 
     @abc.abstractmethod
@@ -92,6 +98,6 @@ class ExecutorServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.executor.v1.executor_pb2.WatchStatusRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[hmi.executor.v1.executor_pb2.WatchStatusResponse], collections.abc.AsyncIterator[hmi.executor.v1.executor_pb2.WatchStatusResponse]]:
-        """WatchStatus sends the executor's state at once and then when it changes."""
+        """WatchStatus sends the executor's state at once and then when it changes. Errors: UNAVAILABLE (stopping)."""
 
 def add_ExecutorServiceServicer_to_server(servicer: ExecutorServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
