@@ -28,8 +28,8 @@ $(READY): pyproject.toml constraints.txt
 demo: install ## Start a stack, train three tenants' models, ask them all: under three minutes.
 	@$(BIN)/python -m examples.demo
 
-up: install ## Leave a local stack running in the foreground.
-	@$(BIN)/hmi up
+up: install ## Leave a local stack running in the foreground; ARGS="--port 0" goes to hmi up.
+	@$(BIN)/hmi up $(ARGS)
 
 test: install ## Pass the tests.
 	@$(BIN)/pytest -q

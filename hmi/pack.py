@@ -118,6 +118,13 @@ def base_of(directory: Path) -> str | None:
     return base if isinstance(base, str) else None
 
 
+def trained_base_of(directory: Path) -> str | None:
+    """What the adapter itself names as its base (a name or a path); None if it says nothing."""
+    config = _json_file(directory / "adapter_config.json") or {}
+    base = config.get("base_model_name_or_path") or config.get("model_name")
+    return base if isinstance(base, str) and base else None
+
+
 def canonical_json(value: object) -> str:
     """JSON that is the same for equal values: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -23,7 +23,7 @@ from typing import IO
 
 from hmi.bases import minilm_directory
 from hmi.client import Base, Client
-from hmi.errors import HmiError, NotFound
+from hmi.errors import HmiError, NotFound, Unauthenticated
 from hmi.readiness import Readiness
 from hmi.supervisor import Child, ChildSpec, StackError
 
@@ -226,6 +226,11 @@ class LocalStack:
                 return client.get_base(DEFAULT_BASE)
             except NotFound:
                 self._on_event(f"registering base {DEFAULT_BASE}")
+            except Unauthenticated as error:
+                raise StackError(
+                    f"the admin key in {self.data_dir / 'admin.key'} is unknown or revoked: "
+                    "delete the file and start again"
+                ) from error
             except HmiError as error:
                 raise StackError(f"the gateway does not answer: {error}") from error
             try:

@@ -46,7 +46,7 @@ class Child:
     life.
 
     Args:
-        on_event: Told in a line when the process ends unasked.
+        on_event: Told in a line when the process ends unasked, and when it is back.
     """
 
     def __init__(self, spec: ChildSpec, on_event: Callable[[str], None]) -> None:
@@ -152,6 +152,8 @@ class Child:
             for line in words:
                 log.write(line)
                 if line.startswith(READY_PREFIX.encode()) and process is self._process:
+                    if self._was_ready:
+                        self._on_event(f"{self.spec.name} is back")
                     self._set_ready(True)
 
     def _set_ready(self, is_ready: bool) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+import hmi
 from hmi.cli import bases, keys, models, predict, tenants, train, up
 from hmi.cli.session import command
 from hmi.errors import HmiError
@@ -18,7 +20,6 @@ from hmi.supervisor import StackError
 
 app = typer.Typer(
     name="hmi",
-    help="Serves many tenants' fine-tuned BERTs from one base.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -31,11 +32,33 @@ app.command("up")(up.up)
 app.command("train")(train.train)
 command(app, "predict")(predict.predict)
 
+_GROUPS = ("tenants", "keys", "models", "bases")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"hmi {hmi.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Serves many tenants' fine-tuned BERTs from one base."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line (without the program's name): its exit status."""
     try:
-        status = app(list(arguments) or ["--help"], prog_name="hmi", standalone_mode=False)
+        if not arguments or (len(arguments) == 1 and arguments[0] in _GROUPS):
+            arguments = [*arguments, "--help"]
+        status = app(list(arguments), prog_name="hmi", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except HmiError as error:
         return _fail(error.message, 1)

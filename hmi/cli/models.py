@@ -8,15 +8,22 @@ from typing import Annotated
 import typer
 
 from hmi.cli.output import note, print_json, print_table, traffic, upload_bar
-from hmi.cli.session import Session, command, is_quiet
-from hmi.client import Model, PackOptions
+from hmi.cli.session import MAX_UINT32, Session, command, is_quiet
+from hmi.client import Model, PackOptions, Task, Version
 from hmi.errors import InvalidArgument
-from hmi.pack import base_of
+from hmi.pack import base_of, trained_base_of
 from hmi.stack import DEFAULT_BASE
 
 app = typer.Typer(help="A tenant's models.", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="MODEL")]
+VersionNumber = Annotated[int, typer.Argument(metavar="VERSION", min=1, max=MAX_UINT32)]
+_SHORT_TASKS = {
+    Task.SEQUENCE_CLASSIFICATION: "classes",
+    Task.MULTI_LABEL_CLASSIFICATION: "labels",
+    Task.TOKEN_CLASSIFICATION: "spans",
+}
+"""So that a line of a table fits 80 columns; --json has the full names."""
 
 
 @command(app, "push")
@@ -37,18 +44,22 @@ def push(
     pooling: Annotated[str | None, typer.Option(help="mean or cls (embeddings).")] = None,
     normalize: Annotated[bool | None, typer.Option(help="Unit length (embeddings).")] = None,
 ) -> None:
-    """Upload a trained directory as a new version and send the model's traffic to it."""
+    """Upload a trained directory as the model's next version.
+
+    The model's traffic goes to it unless --no-activate is given.
+    """
     options = PackOptions(
         task=task,
         labels=None if labels is None else [one.strip() for one in labels.split(",")],
         pooling=pooling,
         normalize=normalize,
     )
+    target = base or base_of(directory) or DEFAULT_BASE
     with session.client() as client, upload_bar(name, is_quiet=is_quiet(session)) as progress:
         version = client.push_version(
             name,
             directory,
-            base=base or base_of(directory) or DEFAULT_BASE,
+            base=target,
             activate=not no_activate,
             options=options,
             progress=progress,
@@ -56,7 +67,8 @@ def push(
     if session.as_json:
         print_json(version)
     else:
-        note(f"{version.tenant}/{name} version {version.number} ({version.digest[:12]})")
+        _note_guesses(directory, target, version, has_labels=labels is not None)
+        note(f"model {name} of {version.tenant}: version {version.number}, {version.digest[:12]}")
 
 
 @command(app, "list")
@@ -71,31 +83,31 @@ def versions(session: Session, model: Name) -> None:
     """List a model's versions."""
     with session.client() as client:
         found = client.list_versions(model)
+        shares = {} if session.as_json else client.get_model(model).traffic
     if session.as_json:
         print_json(found)
         return
     print_table(
-        ("version", "task", "labels", "adapter", "base", "bytes", "digest", "pushed"),
+        ("version", "traffic", "task", "labels", "adapter", "base", "digest", "pushed"),
         (
             (
                 v.number,
-                v.task,
+                f"{shares[v.number]} %" if v.number in shares else None,
+                _SHORT_TASKS.get(v.task, v.task),
                 len(v.labels) or None,
                 v.adapter_type,
                 v.base,
-                v.size_bytes,
                 v.digest[:12],
                 v.create_time,
             )
             for v in found
         ),
+        whole=("version", "traffic", "digest", "pushed"),
     )
 
 
 @command(app, "activate")
-def activate(
-    session: Session, model: Name, version: Annotated[int, typer.Argument(metavar="VERSION")]
-) -> None:
+def activate(session: Session, model: Name, version: VersionNumber) -> None:
     """Send all of a model's requests to one version."""
     with session.client() as client:
         _changed(session, client.activate(model, version))
@@ -103,7 +115,7 @@ def activate(
 
 @command(app, "rollback")
 def rollback(session: Session, model: Name) -> None:
-    """Return to the traffic before the last change."""
+    """Return to the traffic before the last change; again, to that after it."""
     with session.client() as client:
         _changed(session, client.roll_back(model))
 
@@ -135,7 +147,9 @@ def pin(
 def delete(
     session: Session,
     model: Name,
-    version: Annotated[int | None, typer.Option(help="Delete only this version.")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, max=MAX_UINT32, help="Delete only this version.")
+    ] = None,
 ) -> None:
     """Delete a model, or one version that gets no traffic."""
     with session.client() as client:
@@ -150,6 +164,16 @@ def delete(
         note(f"{what} deleted")
 
 
+def _note_guesses(directory: Path, base: str, version: Version, *, has_labels: bool) -> None:
+    """Say what was assumed and may be wrong: nobody else would notice."""
+    if not has_labels and version.labels and version.labels[0] == "LABEL_0":
+        note(f"no labels given: LABEL_0 … LABEL_{len(version.labels) - 1}; give --labels")
+    trained_on = trained_base_of(directory)
+    # A hub's name for the base often holds the short one: sentence-transformers/all-MiniLM-L6-v2.
+    if trained_on is not None and base.lower() not in trained_on.lower():
+        note(f"the adapter names {trained_on} as its base, not {base}: check that they are one")
+
+
 def _parse_split(targets: list[str]) -> dict[int, int]:
     shares: dict[int, int] = {}
     for target in targets:
@@ -158,6 +182,8 @@ def _parse_split(targets: list[str]) -> dict[int, int]:
             raise InvalidArgument(f"{target!r} is not VERSION=PERCENT", field="traffic")
         if int(version) in shares:
             raise InvalidArgument(f"version {version} is named twice", field="traffic")
+        if int(percent) > 100:
+            raise InvalidArgument(f"{target}: a share is at most 100 percent", field="traffic")
         shares[int(version)] = int(percent)
     return shares
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
@@ -47,11 +47,19 @@ def print_json(value: object) -> None:
     print(json.dumps(to_json(value), indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout; texts are shown as they are, markup in them is not read."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, whole: Collection[str] = ()
+) -> None:
+    """A table on stdout; texts are shown as they are, markup in them is not read.
+
+    Args:
+        columns: Titles.
+        rows: A value a column.
+        whole: Titles of the columns that are never folded.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in whole)
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     Console().print(table)
@@ -88,7 +96,7 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return value.astimezone().strftime("%Y-%m-%d %H:%M")
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Enum):

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from hmi.cli.output import note, print_json, print_table
-from hmi.cli.session import Session
+from hmi.cli.session import MAX_UINT32, Session
 from hmi.client import (
     Classification,
+    Client,
     Embedding,
     MultiLabel,
     Prediction,
+    Predictions,
     Regression,
     TokenTags,
 )
+from hmi.errors import DeadlineExceeded, InvalidArgument
+
+MAX_TEXTS = 4096
+"""Of one request; more are sent in pieces."""
+MAX_INT32 = 2**31 - 1
 
 
 def predict(
@@ -28,17 +38,30 @@ def predict(
     pair: Annotated[
         list[str] | None, typer.Option(help="Second text of a pair; once for every text.")
     ] = None,
-    version: Annotated[int, typer.Option(help="Version; 0 follows the traffic split.")] = 0,
-    priority: Annotated[int, typer.Option(help="Higher goes first, within the tenant.")] = 0,
-    timeout: Annotated[float, typer.Option(help="Seconds for everything.")] = 30.0,
+    version: Annotated[
+        int, typer.Option(min=0, max=MAX_UINT32, help="Version; 0 follows the traffic split.")
+    ] = 0,
+    priority: Annotated[
+        int,
+        typer.Option(
+            min=-MAX_INT32 - 1, max=MAX_INT32, help="Higher goes first, within the tenant."
+        ),
+    ] = 0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds for everything.")] = 30.0,
 ) -> None:
     """Ask a model about texts."""
     if texts == ["-"]:
-        texts = [line.rstrip("\n") for line in sys.stdin]
+        texts = _read_lines(sys.stdin)
+    if pair is not None and len(pair) != len(texts):
+        raise InvalidArgument(f"{len(pair)} --pair for {len(texts)} texts", field="pairs")
+    asked = _Asked(model, version, priority)
     with session.client() as client:
-        answers = client.predict(
-            model, texts, pairs=pair, version=version, priority=priority, timeout=timeout
-        )
+        try:
+            answers = _ask(client, asked, texts, pair, timeout)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(
+                f"no answer within {timeout:g} s: give a longer --timeout"
+            ) from error
     if session.as_json:
         print_json(answers)
         return
@@ -51,6 +74,46 @@ def predict(
     )
     source = answers.provenance
     note(f"{source.tenant}/{source.model} version {source.version} ({source.digest[:12]})")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    model: str
+    version: int
+    priority: int
+
+
+def _read_lines(lines: Iterable[str]) -> list[str]:
+    """The texts of a file, one a line, of Windows too; empty lines are no texts."""
+    stripped = [line.rstrip("\r\n") for line in lines]
+    texts = [line for line in stripped if line.strip()]
+    if not texts:
+        raise InvalidArgument("no text on stdin: give one a line", field="inputs")
+    if num_empty := len(stripped) - len(texts):
+        note(f"empty lines left out: {num_empty}")
+    return texts
+
+
+def _ask(
+    client: Client, asked: _Asked, texts: list[str], pairs: list[str] | None, timeout: float
+) -> Predictions:
+    """The answers to any number of texts, all by the version that answered the first."""
+    end = time.monotonic() + timeout
+    version = asked.version
+    pieces: list[Predictions] = []
+    for begin in range(0, len(texts), MAX_TEXTS):
+        piece = client.predict(
+            asked.model,
+            texts[begin : begin + MAX_TEXTS],
+            pairs=None if pairs is None else pairs[begin : begin + MAX_TEXTS],
+            version=version,
+            priority=asked.priority,
+            timeout=max(0.0, end - time.monotonic()),
+        )
+        version = piece.provenance.version
+        pieces.append(piece)
+    every = tuple(prediction for piece in pieces for prediction in piece)
+    return Predictions(pieces[0].provenance, every)
 
 
 def _describe(prediction: Prediction) -> tuple[str, float | None]:

@@ -16,11 +16,13 @@ from typing import Annotated, Any, Concatenate, ParamSpec
 import typer
 
 from hmi.client import Client, RetryPolicy
-from hmi.errors import InvalidArgument, Unavailable
+from hmi.errors import InvalidArgument, PermissionDenied
 
 P = ParamSpec("P")
 
 DEFAULT_DATA_DIR = Path(".hmi")
+MAX_UINT32 = 2**32 - 1
+"""The largest version and the largest quota."""
 
 _RETRY = RetryPolicy(max_attempts=4)
 """Under a second: somebody is waiting who can see the error and try again."""
@@ -47,19 +49,36 @@ class Session:
     def client(self) -> Iterator[Client]:
         """A client of the gateway that the options, the environment or the data directory name.
 
+        What an option would mend is said in terms of the options.
+
         Raises:
-            InvalidArgument: No address or no key is to be had.
-            Unavailable: Nobody answers there; the message says where.
+            InvalidArgument: No address or no key is to be had, or an admin key names no tenant.
+            PermissionDenied: An admin key is needed.
         """
         address = self._address()
         key = self._key(address)
         with Client(address, key=key, tenant=self.tenant, retry=_RETRY) as client:
             try:
                 yield client
-            except Unavailable as error:
-                if error.reason:
-                    raise  # the gateway's own word
-                raise Unavailable(f"no gateway answers at {address}: is the stack up?") from error
+            except PermissionDenied as error:
+                if error.reason != "NOT_ADMIN":
+                    raise
+                raise PermissionDenied(
+                    f"{error.message}; {self._about_key()}", reason=error.reason
+                ) from error
+            except InvalidArgument as error:
+                if error.field != "x-hmi-tenant":
+                    raise
+                raise InvalidArgument(
+                    "an admin key has no models of its own: give --tenant NAME (or HMI_TENANT)",
+                    field="tenant",
+                ) from error
+
+    def _about_key(self) -> str:
+        admin_key = f"the local stack's admin key is in {self.data_dir / 'admin.key'}"
+        if self.key is not None and self.key == os.environ.get("HMI_API_KEY"):
+            return f"HMI_API_KEY is a tenant's key: unset it, or give --key ({admin_key})"
+        return f"the key given is a tenant's: give another --key ({admin_key})"
 
     def required_tenant(self) -> str:
         """The tenant named by --tenant.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hmi.cli.output import note, print_json, print_table
-from hmi.cli.session import Session, command
+from hmi.cli.session import MAX_UINT32, Session, command
 from hmi.client import Quota, Tenant
 from hmi.errors import AlreadyExists
 
@@ -15,6 +15,7 @@ app = typer.Typer(help="Tenants (admin).", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
+_QUOTA = "Quota; 0 is the default."
 _COLUMNS = ("tenant", "weight", "requests/s", "tokens/s", "queued", "models", "created")
 
 
@@ -22,11 +23,11 @@ _COLUMNS = ("tenant", "weight", "requests/s", "tokens/s", "queued", "models", "c
 def create(
     session: Session,
     name: Name,
-    weight: Annotated[float, typer.Option(help="Share of the accelerator.")] = 1.0,
-    requests_per_second: Annotated[float, typer.Option(help="Quota; 0 is the default.")] = 0.0,
-    tokens_per_second: Annotated[float, typer.Option(help="Quota; 0 is the default.")] = 0.0,
-    max_queued_items: Annotated[int, typer.Option(help="Quota; 0 is the default.")] = 0,
-    max_models: Annotated[int, typer.Option(help="Quota; 0 is the default.")] = 0,
+    weight: Annotated[float, typer.Option(min=0, help="Share of the accelerator.")] = 1.0,
+    requests_per_second: Annotated[float, typer.Option(min=0, help=_QUOTA)] = 0.0,
+    tokens_per_second: Annotated[float, typer.Option(min=0, help=_QUOTA)] = 0.0,
+    max_queued_items: Annotated[int, typer.Option(min=0, max=MAX_UINT32, help=_QUOTA)] = 0,
+    max_models: Annotated[int, typer.Option(min=0, max=MAX_UINT32, help=_QUOTA)] = 0,
 ) -> None:
     """Create a tenant and print its key, this once."""
     quota = Quota(requests_per_second, tokens_per_second, max_queued_items, max_models)

@@ -37,7 +37,10 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Fit an adapter and a head to labelled texts; DIR can be pushed, and PEFT loads it."""
+    """Fit an adapter and a head to labelled texts.
+
+    The directory written can be pushed, and PEFT loads it.
+    """
     # Imported here: torch takes seconds, and no other command needs it.
     from services.common.errors import HmiError as ServiceError
     from services.executor.train import Adapter, TrainOptions

@@ -24,7 +24,10 @@ def up(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Start the local stack, print `ready: HOST:PORT` once it serves, and stay."""
+    """Start the local stack, and stay.
+
+    Prints `ready: HOST:PORT` once it serves.
+    """
     if device not in DEVICES:
         raise InvalidArgument(f"--device is none of {', '.join(DEVICES)}", field="device")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -47,9 +47,13 @@ class Ending:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._is_known.wait()
         except TimeoutError:
-            return Unavailable("the connection broke while a request was being written")
+            return Unavailable(
+                "the connection broke while a request was being written", reason="STREAM_ENDED"
+            )
         if self._status is None or self._status.code() is grpc.StatusCode.OK:
-            return Unavailable("the server ended the call before it had every request")
+            return Unavailable(
+                "the server ended the call before it had every request", reason="STREAM_ENDED"
+            )
         return from_rpc_error(self._status)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from hmi.client.messages import build
 from hmi.client.predictions import Answer, Item, Predictions, text_input
 from hmi.client.retry import Deadline
 from hmi.client.streaming import PredictStream
@@ -64,7 +65,8 @@ class InferenceCalls:
                 f"pairs: {len(pairs)} for {len(texts)} texts", field="pairs", reason="PAIR_COUNT"
             )
         seconds: Sequence[str | None] = pairs if pairs is not None else [None] * len(texts)
-        request = pb.PredictRequest(
+        request = build(
+            pb.PredictRequest,
             model=model,
             inputs=[text_input(text, pair) for text, pair in zip(texts, seconds, strict=True)],
             version=version,

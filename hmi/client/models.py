@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hmi.admin.v1 import model_pb2, resources_pb2
 from hmi.admin.v1.model_pb2_grpc import ModelServiceStub
+from hmi.client.messages import build
 from hmi.client.resources import Base, Model, Version
 from hmi.client.transport import Repeat, Transport
 
@@ -108,7 +109,7 @@ class ModelCalls:
         request = model_pb2.SetTrafficRequest(
             model=model,
             traffic=[
-                resources_pb2.TrafficTarget(version=version, percent=percent)
+                build(resources_pb2.TrafficTarget, version=version, percent=percent)
                 for version, percent in traffic.items()
             ],
         )
@@ -151,7 +152,7 @@ class ModelCalls:
             NotFound: The tenant has no such model or version.
             FailedPrecondition: It gets traffic.
         """
-        request = model_pb2.DeleteVersionRequest(model=model, version=version)
+        request = build(model_pb2.DeleteVersionRequest, model=model, version=version)
         await self._transport.delete(self._models.DeleteVersion, request, timeout=timeout)
 
     async def delete_model(self, model: str, *, timeout: float | None = None) -> None:

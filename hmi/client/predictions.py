@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from hmi.client.messages import build
 from hmi.errors import HmiError, Internal
 from hmi.inference.v1 import inference_pb2 as pb
 
@@ -180,7 +181,8 @@ class Item:
     """Within the tenant, higher goes first."""
 
     def to_pb(self, item_id: int) -> pb.StreamPredictRequest:
-        return pb.StreamPredictRequest(
+        return build(
+            pb.StreamPredictRequest,
             item_id=item_id,
             model=self.model,
             input=text_input(self.text, self.pair),
@@ -215,4 +217,6 @@ class Answer:
 
 def text_input(text: str, pair: str | None) -> pb.TextInput:
     """One input as the wire has it."""
-    return pb.TextInput(text=text) if pair is None else pb.TextInput(text=text, text_pair=pair)
+    if pair is None:
+        return build(pb.TextInput, text=text)
+    return build(pb.TextInput, text=text, text_pair=pair)

@@ -13,6 +13,7 @@ from enum import Enum
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hmi.admin.v1 import resources_pb2, tenant_pb2
+from hmi.client.messages import build
 from hmi.errors import HmiError
 
 
@@ -66,7 +67,8 @@ class Quota:
     max_models: int = 0
 
     def to_pb(self) -> resources_pb2.Quota:
-        return resources_pb2.Quota(
+        return build(
+            resources_pb2.Quota,
             requests_per_second=self.requests_per_second,
             tokens_per_second=self.tokens_per_second,
             max_queued_items=self.max_queued_items,

@@ -81,7 +81,10 @@ class PredictStream:
                         yield answer
                         self._free.release()
                     if self._unanswered:
-                        raise Unavailable("the gateway ended the stream with items unanswered")
+                        raise Unavailable(
+                            "the gateway ended the stream with items unanswered",
+                            reason="STREAM_ENDED",
+                        )
                 except Unavailable as error:
                     attempt += 1
                     await self._transport.pause(error, attempt, self._deadline)

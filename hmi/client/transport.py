@@ -17,7 +17,7 @@ import grpc.aio
 
 from hmi.client.ending import Ending
 from hmi.client.retry import Deadline, RetryPolicy
-from hmi.errors import HmiError, NotFound, from_rpc_error
+from hmi.errors import HmiError, NotFound, Unavailable, from_rpc_error
 
 Response = TypeVar("Response")
 
@@ -49,12 +49,14 @@ class Transport:
         self,
         channel: grpc.aio.Channel,
         *,
+        address: str,
         key: str | None,
         tenant: str | None,
         timeout: float | None,
         retry: RetryPolicy,
     ) -> None:
         self.channel = channel
+        self._address = address
         self.retry = retry
         self._key = key
         self._tenant = tenant
@@ -76,12 +78,17 @@ class Transport:
             channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         else:
             channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
-        return cls(channel, key=key, tenant=tenant, timeout=timeout, retry=retry)
+        return cls(channel, address=address, key=key, tenant=tenant, timeout=timeout, retry=retry)
 
     def for_tenant(self, tenant: str) -> Transport:
         """The same channel and credential, acting for another tenant."""
         return Transport(
-            self.channel, key=self._key, tenant=tenant, timeout=self._timeout, retry=self.retry
+            self.channel,
+            address=self._address,
+            key=self._key,
+            tenant=tenant,
+            timeout=self._timeout,
+            retry=self.retry,
         )
 
     def deadline(self, timeout: float | None) -> Deadline:
@@ -118,7 +125,7 @@ class Transport:
             except grpc.aio.AioRpcError as raw:
                 error = from_rpc_error(raw)
             if repeat is Repeat.UNSAFE:
-                raise error
+                raise self._explained(error)
             await self.pause(error, attempt, deadline)
         raise AssertionError("unreachable: the loop ends by returning or raising")
 
@@ -146,8 +153,16 @@ class Transport:
         """Wait until the next try, or raise the error if there is none."""
         delay = self.retry.delay(error, attempt)
         if delay is None or not deadline.allows(delay):
-            raise error
+            raise self._explained(error)
         await asyncio.sleep(delay)
+
+    def _explained(self, error: HmiError) -> HmiError:
+        """The error; where it is gRPC's own word for a dead line, one that a person can use."""
+        if not isinstance(error, Unavailable) or error.reason:
+            return error
+        told = Unavailable(f"no gateway answers at {self._address}: is the stack up?")
+        told.__cause__ = error
+        return told
 
     async def close(self) -> None:
         """Close the channel; calls under way end as cancelled."""

@@ -196,7 +196,10 @@ class UploadCalls(ModelCalls):
                     if progress is not None:
                         progress(len(outcomes), num_pushes)
                 if waiting:
-                    raise Unavailable("the gateway ended the stream with versions unanswered")
+                    raise Unavailable(
+                        "the gateway ended the stream with versions unanswered",
+                        reason="STREAM_ENDED",
+                    )
             except Unavailable as error:
                 attempt = 1 if len(outcomes) > num_before else attempt + 1
                 await self._transport.pause(error, attempt, deadline)

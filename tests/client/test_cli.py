@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +15,14 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_status import rpc_status
 
+import hmi
 from hmi.admin.v1 import model_pb2, model_pb2_grpc, resources_pb2, tenant_pb2, tenant_pb2_grpc
 from hmi.cli.main import run
 from hmi.inference.v1 import inference_pb2 as pb
 from hmi.inference.v1 import inference_pb2_grpc
+from services.common.errors import HmiError, InvalidArgument, PermissionDenied
 
 
 class _Gateway(
@@ -30,9 +35,17 @@ class _Gateway(
     def __init__(self) -> None:
         self.metadata: dict[str, str | bytes] = {}
         self.traffic: dict[int, int] = {}
+        self.texts: list[list[str]] = []
+        self.versions: list[int] = []
 
     def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
         self.metadata = dict(context.invocation_metadata())
+        self.texts.append([one.text for one in request.inputs])
+        self.versions.append(request.version)
+        if request.model == "slow":
+            time.sleep(0.5)
+        if request.model == "of-nobody":
+            refuse(context, InvalidArgument("x-hmi-tenant", "an admin key must name the tenant"))
         if request.model == "missing":
             context.abort(grpc.StatusCode.NOT_FOUND, "no model missing")
         scores = [pb.LabelScore(label="good", score=0.75), pb.LabelScore(label="bad", score=0.25)]
@@ -48,6 +61,26 @@ class _Gateway(
             tenant=request.tenant, api_key=key, secret="hmi_k1_secret"
         )
 
+    def DeleteTenant(self, request: Any, context: Any) -> tenant_pb2.DeleteTenantResponse:
+        refuse(context, PermissionDenied("this needs an admin key", reason="NOT_ADMIN"))
+        return tenant_pb2.DeleteTenantResponse()
+
+    def GetModel(self, request: Any, context: Any) -> model_pb2.GetModelResponse:
+        target = resources_pb2.TrafficTarget(version=1, percent=90)
+        return model_pb2.GetModelResponse(model=resources_pb2.Model(traffic=[target]))
+
+    def ListVersions(self, request: Any, context: Any) -> model_pb2.ListVersionsResponse:
+        version = resources_pb2.Version(
+            number=1,
+            task=resources_pb2.TASK_MULTI_LABEL_CLASSIFICATION,
+            labels=["a", "b"],
+            adapter_type="bottleneck",
+            base="minilm",
+            digest="0123456789abcdef",
+        )
+        version.create_time.GetCurrentTime()
+        return model_pb2.ListVersionsResponse(versions=[version])
+
     def SetTraffic(self, request: Any, context: Any) -> model_pb2.SetTrafficResponse:
         self.traffic = {target.version: target.percent for target in request.traffic}
         model = resources_pb2.Model(name=request.model, traffic=request.traffic)
@@ -57,6 +90,11 @@ class _Gateway(
         first = not request.page_token
         model = resources_pb2.Model(name="one" if first else "two")
         return model_pb2.ListModelsResponse(models=[model], next_page_token="x" if first else "")
+
+
+def refuse(context: Any, error: HmiError) -> None:
+    """End the call as the gateway does, with the error's google.rpc details."""
+    context.abort_with_status(rpc_status.to_status(error.to_status()))
 
 
 @pytest.fixture
@@ -126,7 +164,13 @@ def test_tenant_is_sent_as_metadata(target: list[str], gateway: _Gateway) -> Non
         (["models", "push", "/nonexistent", "--name", "m"], 1),
         (["predict", "text"], 2),
         (["nonsense"], 2),
-        (["models"], 2),
+        (["predict", "--model", "m", "--version", "-1", "text"], 2),
+        (["predict", "--model", "m", "--priority", "99999999999", "text"], 2),
+        (["models", "activate", "m", "0"], 2),
+        (["models", "traffic", "m", "1=9999999999999"], 1),
+        (["models", "traffic", "m", "9999999999999=100"], 1),
+        (["tenants", "create", "x", "--max-models", "-1"], 2),
+        (["predict", "--model", "m", "one", "--pair", "a", "--pair", "b"], 1),
         (["models", "activate", "m", "first"], 2),
     ],
 )
@@ -178,6 +222,68 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for name in ("up", "tenants", "keys", "models", "predict", "train", "bases"):
         assert name in out
+
+
+@pytest.mark.parametrize("group", ["tenants", "keys", "models", "bases"])
+def test_a_group_alone_is_answered_with_its_help(
+    group: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([group]) == 0
+    assert "list" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"hmi {hmi.__version__}\n"
+
+
+def test_lines_of_stdin(
+    target: list[str],
+    gateway: _Gateway,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = ["first\r\n", "\r\n", *(f"text {number}\n" for number in range(4096))]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(lines), newline=""))
+    assert run(["predict", "--model", "m", "-", "--json", *target]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["predictions"]) == 4097
+    assert captured.err == "empty lines left out: 1\n"
+    assert [len(texts) for texts in gateway.texts] == [4096, 1]
+    assert gateway.texts[0][0] == "first"
+    assert gateway.versions == [0, 2]  # the version that answered the first piece
+
+
+def test_a_tenants_key_where_an_admins_is_needed(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HMI_API_KEY", "a tenant's")
+    assert run(["tenants", "delete", "beta", "--address", address]) == 1
+    error = capsys.readouterr().err
+    assert "HMI_API_KEY is a tenant's key: unset it" in error
+    assert "admin.key" in error
+
+
+def test_an_admin_key_without_a_tenant(
+    target: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", "--model", "of-nobody", "text", *target]) == 1
+    assert "give --tenant NAME" in capsys.readouterr().err
+
+
+def test_a_deadline_says_which_option_is_longer(
+    target: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", "--model", "slow", "text", "--timeout", "0.2", *target]) == 1
+    assert "no answer within 0.2 s: give a longer --timeout" in capsys.readouterr().err
+
+
+def test_versions_fit_a_terminal(target: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "versions", "m", *target]) == 0
+    title, line = capsys.readouterr().out.splitlines()
+    assert "traffic" in title
+    assert "90 %" in line
+    assert "0123456789ab" in line
 
 
 def test_threads_end_with_the_command(target: list[str]) -> None:

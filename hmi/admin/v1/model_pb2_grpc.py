@@ -132,7 +132,8 @@ class ModelServiceServicer:
         """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
         Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated).
+        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (nothing came
+        for too long).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,7 +176,7 @@ class ModelServiceServicer:
 
         Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
         that differs), NOT_FOUND (base), FAILED_PRECONDITION (offset), RESOURCE_EXHAUSTED (too large, or the model
-        quota), DATA_LOSS (truncated; what came is kept for a resume).
+        quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,6 +185,9 @@ class ModelServiceServicer:
     def UploadVersions(self, request_iterator, context):
         """UploadVersions adds many versions: header, bytes, header, bytes … Versions are committed in groups; each upload is
         answered by its position, with its version or its error.
+
+        The stream itself ends with INVALID_ARGUMENT (bytes before the first header, or more than its upload has) or
+        DEADLINE_EXCEEDED (nothing came for too long within an upload); uploads that were whole before are answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

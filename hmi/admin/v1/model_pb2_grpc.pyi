@@ -38,7 +38,8 @@ class ModelServiceStub:
     """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
     Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated).
+    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (nothing came
+    for too long).
     """
     ListBases: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListBasesRequest, hmi.admin.v1.model_pb2.ListBasesResponse]
     """ListBases returns every base."""
@@ -59,11 +60,14 @@ class ModelServiceStub:
 
     Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
     that differs), NOT_FOUND (base), FAILED_PRECONDITION (offset), RESOURCE_EXHAUSTED (too large, or the model
-    quota), DATA_LOSS (truncated; what came is kept for a resume).
+    quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
     """
     UploadVersions: grpc.StreamStreamMultiCallable[hmi.admin.v1.model_pb2.UploadVersionsRequest, hmi.admin.v1.model_pb2.UploadVersionsResponse]
     """UploadVersions adds many versions: header, bytes, header, bytes … Versions are committed in groups; each upload is
     answered by its position, with its version or its error.
+
+    The stream itself ends with INVALID_ARGUMENT (bytes before the first header, or more than its upload has) or
+    DEADLINE_EXCEEDED (nothing came for too long within an upload); uploads that were whole before are answered.
     """
     ListModels: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListModelsRequest, hmi.admin.v1.model_pb2.ListModelsResponse]
     """ListModels returns the tenant's models in the order of their names."""
@@ -119,7 +123,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
     Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated).
+    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (nothing came
+    for too long).
     """
     ListBases: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListBasesRequest, hmi.admin.v1.model_pb2.ListBasesResponse]  # type: ignore[assignment]
     """ListBases returns every base."""
@@ -140,11 +145,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
     that differs), NOT_FOUND (base), FAILED_PRECONDITION (offset), RESOURCE_EXHAUSTED (too large, or the model
-    quota), DATA_LOSS (truncated; what came is kept for a resume).
+    quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
     """
     UploadVersions: grpc.aio.StreamStreamMultiCallable[hmi.admin.v1.model_pb2.UploadVersionsRequest, hmi.admin.v1.model_pb2.UploadVersionsResponse]  # type: ignore[assignment]
     """UploadVersions adds many versions: header, bytes, header, bytes … Versions are committed in groups; each upload is
     answered by its position, with its version or its error.
+
+    The stream itself ends with INVALID_ARGUMENT (bytes before the first header, or more than its upload has) or
+    DEADLINE_EXCEEDED (nothing came for too long within an upload); uploads that were whole before are answered.
     """
     ListModels: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListModelsRequest, hmi.admin.v1.model_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels returns the tenant's models in the order of their names."""
@@ -203,7 +211,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
         Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated).
+        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (nothing came
+        for too long).
         """
 
     @abc.abstractmethod
@@ -254,7 +263,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
 
         Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
         that differs), NOT_FOUND (base), FAILED_PRECONDITION (offset), RESOURCE_EXHAUSTED (too large, or the model
-        quota), DATA_LOSS (truncated; what came is kept for a resume).
+        quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
         """
 
     @abc.abstractmethod
@@ -265,6 +274,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[hmi.admin.v1.model_pb2.UploadVersionsResponse], collections.abc.AsyncIterator[hmi.admin.v1.model_pb2.UploadVersionsResponse]]:
         """UploadVersions adds many versions: header, bytes, header, bytes … Versions are committed in groups; each upload is
         answered by its position, with its version or its error.
+
+        The stream itself ends with INVALID_ARGUMENT (bytes before the first header, or more than its upload has) or
+        DEADLINE_EXCEEDED (nothing came for too long within an upload); uploads that were whole before are answered.
         """
 
     @abc.abstractmethod

@@ -388,7 +388,10 @@ Global___GetUsageRequest: typing_extensions.TypeAlias = GetUsageRequest
 
 @typing.final
 class GetUsageResponse(google.protobuf.message.Message):
-    """GetUsageResponse counts what was answered; an item is counted once, however often it was retried."""
+    """GetUsageResponse counts what one gateway answered since it started; an item is counted once, however often it was
+    retried. Not counted are the inputs of a Predict call that failed or was cancelled, answered within or not, items of
+    a stream whose response was not sent, and computing time of attempts that were lost.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -401,7 +404,7 @@ class GetUsageResponse(google.protobuf.message.Message):
     num_tokens: builtins.int
     """Tokens of the items answered."""
     num_errors: builtins.int
-    """Items refused or failed."""
+    """Items refused or failed. Of a Predict call that fails while it runs, only the inputs that caused it."""
     num_queued: builtins.int
     """Items in the queue now."""
     def __init__(

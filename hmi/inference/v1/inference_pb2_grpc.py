@@ -32,7 +32,8 @@ class InferenceServiceStub:
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), UNAVAILABLE (no executor reachable, or a queue is full; RetryInfo says when), DEADLINE_EXCEEDED.
+    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
     def __init__(self, channel):
@@ -60,15 +61,17 @@ class InferenceServiceServicer:
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), UNAVAILABLE (no executor reachable, or a queue is full; RetryInfo says when), DEADLINE_EXCEEDED.
+    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
     def Predict(self, request, context):
         """Predict answers the inputs of one request, in their order, with one version of one model.
 
-        Errors: INVALID_ARGUMENT (no input, an empty or over-long text, a pair where the model takes none),
-        NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (quota; RetryInfo and
-        QuotaFailure), FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
+        Errors: INVALID_ARGUMENT (no input, too many of them, an empty or over-long text, a pair where the model takes
+        none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
+        tenant's queue is full, with RetryInfo and QuotaFailure; or an input exceeds what an executor takes),
+        FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,7 +115,8 @@ class InferenceService:
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), UNAVAILABLE (no executor reachable, or a queue is full; RetryInfo says when), DEADLINE_EXCEEDED.
+    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
     @staticmethod

@@ -27,7 +27,8 @@ class InferenceServiceStub:
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), UNAVAILABLE (no executor reachable, or a queue is full; RetryInfo says when), DEADLINE_EXCEEDED.
+    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
     @typing.overload
@@ -37,9 +38,10 @@ class InferenceServiceStub:
     Predict: grpc.UnaryUnaryMultiCallable[hmi.inference.v1.inference_pb2.PredictRequest, hmi.inference.v1.inference_pb2.PredictResponse]
     """Predict answers the inputs of one request, in their order, with one version of one model.
 
-    Errors: INVALID_ARGUMENT (no input, an empty or over-long text, a pair where the model takes none),
-    NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (quota; RetryInfo and
-    QuotaFailure), FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
+    Errors: INVALID_ARGUMENT (no input, too many of them, an empty or over-long text, a pair where the model takes
+    none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
+    tenant's queue is full, with RetryInfo and QuotaFailure; or an input exceeds what an executor takes),
+    FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
     """
     StreamPredict: grpc.StreamStreamMultiCallable[hmi.inference.v1.inference_pb2.StreamPredictRequest, hmi.inference.v1.inference_pb2.StreamPredictResponse]
     """StreamPredict answers a stream of independent items, each exactly once, in the order they finish.
@@ -56,16 +58,18 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), UNAVAILABLE (no executor reachable, or a queue is full; RetryInfo says when), DEADLINE_EXCEEDED.
+    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     Predict: grpc.aio.UnaryUnaryMultiCallable[hmi.inference.v1.inference_pb2.PredictRequest, hmi.inference.v1.inference_pb2.PredictResponse]  # type: ignore[assignment]
     """Predict answers the inputs of one request, in their order, with one version of one model.
 
-    Errors: INVALID_ARGUMENT (no input, an empty or over-long text, a pair where the model takes none),
-    NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (quota; RetryInfo and
-    QuotaFailure), FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
+    Errors: INVALID_ARGUMENT (no input, too many of them, an empty or over-long text, a pair where the model takes
+    none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
+    tenant's queue is full, with RetryInfo and QuotaFailure; or an input exceeds what an executor takes),
+    FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
     """
     StreamPredict: grpc.aio.StreamStreamMultiCallable[hmi.inference.v1.inference_pb2.StreamPredictRequest, hmi.inference.v1.inference_pb2.StreamPredictResponse]  # type: ignore[assignment]
     """StreamPredict answers a stream of independent items, each exactly once, in the order they finish.
@@ -81,7 +85,8 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), UNAVAILABLE (no executor reachable, or a queue is full; RetryInfo says when), DEADLINE_EXCEEDED.
+    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
     @abc.abstractmethod
@@ -92,9 +97,10 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[hmi.inference.v1.inference_pb2.PredictResponse, collections.abc.Awaitable[hmi.inference.v1.inference_pb2.PredictResponse]]:
         """Predict answers the inputs of one request, in their order, with one version of one model.
 
-        Errors: INVALID_ARGUMENT (no input, an empty or over-long text, a pair where the model takes none),
-        NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (quota; RetryInfo and
-        QuotaFailure), FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
+        Errors: INVALID_ARGUMENT (no input, too many of them, an empty or over-long text, a pair where the model takes
+        none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
+        tenant's queue is full, with RetryInfo and QuotaFailure; or an input exceeds what an executor takes),
+        FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
         """
 
     @abc.abstractmethod

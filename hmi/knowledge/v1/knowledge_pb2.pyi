@@ -719,14 +719,18 @@ class StatBlobRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
     sha256: builtins.str
     """Its sha256, in hex."""
+    owner: builtins.str
+    """Whose partial upload is asked for, as in WriteBlobRequest."""
     def __init__(
         self,
         *,
         sha256: builtins.str = ...,
+        owner: builtins.str = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["sha256", b"sha256"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["owner", b"owner", "sha256", b"sha256"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___StatBlobRequest: typing_extensions.TypeAlias = StatBlobRequest
@@ -764,6 +768,7 @@ class WriteBlobRequest(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     OFFSET_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
     sha256: builtins.str
     """Its sha256, in hex (first message)."""
     size_bytes: builtins.int
@@ -772,6 +777,10 @@ class WriteBlobRequest(google.protobuf.message.Message):
     """Where the data begins (first message): what StatBlob says is held, or 0 to begin again."""
     data: builtins.bytes
     """Up to 1 MiB."""
+    owner: builtins.str
+    """Whose upload it is (first message): nobody else's stream goes on from what a broken one left, or drops it. To know
+    a sha256 is not to have the bytes. Any string; empty is an owner like another.
+    """
     def __init__(
         self,
         *,
@@ -779,8 +788,9 @@ class WriteBlobRequest(google.protobuf.message.Message):
         size_bytes: builtins.int = ...,
         offset: builtins.int = ...,
         data: builtins.bytes = ...,
+        owner: builtins.str = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["data", b"data", "offset", b"offset", "sha256", b"sha256", "size_bytes", b"size_bytes"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["data", b"data", "offset", b"offset", "owner", b"owner", "sha256", b"sha256", "size_bytes", b"size_bytes"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___WriteBlobRequest: typing_extensions.TypeAlias = WriteBlobRequest

@@ -145,7 +145,8 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTenant(self, request, context):
-        """DeleteTenant deletes a tenant with all that is its own.
+        """DeleteTenant deletes a tenant with all that is its own: in one transaction, or where that would be too large in
+        several, its keys in the first and itself in the last. One that broke off can be called again.
 
         Errors: NOT_FOUND.
         """
@@ -156,7 +157,7 @@ class KnowledgeServiceServicer:
     def PutKey(self, request, context):
         """PutKey adds a key or revokes one.
 
-        Errors: NOT_FOUND (tenant or key).
+        Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,7 +166,8 @@ class KnowledgeServiceServicer:
     def PutBase(self, request, context):
         """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
 
-        Errors: ALREADY_EXISTS (another digest), FAILED_PRECONDITION (a blob is missing).
+        Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest),
+        FAILED_PRECONDITION (a blob is missing).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,8 +186,11 @@ class KnowledgeServiceServicer:
         """CreateVersions adds versions in one transaction: all or none but for those that have errors of their own, which
         are named in the answer. Numbers are given in the order of the request.
 
-        Errors of one version: NOT_FOUND (tenant or base), FAILED_PRECONDITION (the blob is missing, or the base's digest
-        differs), RESOURCE_EXHAUSTED (the tenant's model quota).
+        Errors: INVALID_ARGUMENT (too many versions, or more than one transaction may hold).
+
+        Errors of one version: INVALID_ARGUMENT (a field, or a request_id that made another version), NOT_FOUND (tenant or
+        base), FAILED_PRECONDITION (the blob is missing, or the base's digest differs), RESOURCE_EXHAUSTED (the tenant's
+        model quota).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,7 +242,10 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StatBlob(self, request, context):
-        """StatBlob says what is held of a blob.
+        """StatBlob says what is held of a blob: the whole, or what one owner's broken stream left. A blob that is there
+        counts as used now.
+
+        Errors: INVALID_ARGUMENT (sha256).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,8 +255,9 @@ class KnowledgeServiceServicer:
         """WriteBlob adds to a blob. When its last byte is there its sha256 is checked, it is made durable and it appears.
         What came of a broken stream is kept for a while, to be resumed.
 
-        Errors: INVALID_ARGUMENT (sha256 differs: what was held is dropped), FAILED_PRECONDITION (offset is not what is
-        held), RESOURCE_EXHAUSTED (larger than the limit, or the disk is full), DATA_LOSS (the stream ended early).
+        Errors: INVALID_ARGUMENT (sha256 is none or differs, or there are too many bytes: what was held is dropped),
+        FAILED_PRECONDITION (offset is not what is held), RESOURCE_EXHAUSTED (larger than the limit, or the disk is full),
+        DATA_LOSS (the stream ended early).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -264,7 +273,9 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Register(self, request, context):
-        """Register announces a gateway or an executor and starts its lease.
+        """Register announces a gateway or an executor and starts its lease; again it renews it.
+
+        Errors: INVALID_ARGUMENT (a field).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,7 +284,7 @@ class KnowledgeServiceServicer:
     def RenewLease(self, request, context):
         """RenewLease keeps a member alive, and the blobs it names from being collected.
 
-        Errors: NOT_FOUND (the lease ended: register again).
+        Errors: INVALID_ARGUMENT (a held blob is no sha256), NOT_FOUND (the lease ended: register again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,19 +36,21 @@ class KnowledgeServiceStub:
     Errors: INVALID_ARGUMENT (name), ALREADY_EXISTS (create), NOT_FOUND (update).
     """
     DeleteTenant: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.DeleteTenantRequest, hmi.knowledge.v1.knowledge_pb2.DeleteTenantResponse]
-    """DeleteTenant deletes a tenant with all that is its own.
+    """DeleteTenant deletes a tenant with all that is its own: in one transaction, or where that would be too large in
+    several, its keys in the first and itself in the last. One that broke off can be called again.
 
     Errors: NOT_FOUND.
     """
     PutKey: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutKeyRequest, hmi.knowledge.v1.knowledge_pb2.PutKeyResponse]
     """PutKey adds a key or revokes one.
 
-    Errors: NOT_FOUND (tenant or key).
+    Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id).
     """
     PutBase: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutBaseRequest, hmi.knowledge.v1.knowledge_pb2.PutBaseResponse]
     """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
 
-    Errors: ALREADY_EXISTS (another digest), FAILED_PRECONDITION (a blob is missing).
+    Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest),
+    FAILED_PRECONDITION (a blob is missing).
     """
     DeleteBase: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.DeleteBaseRequest, hmi.knowledge.v1.knowledge_pb2.DeleteBaseResponse]
     """DeleteBase deletes a base.
@@ -59,8 +61,11 @@ class KnowledgeServiceStub:
     """CreateVersions adds versions in one transaction: all or none but for those that have errors of their own, which
     are named in the answer. Numbers are given in the order of the request.
 
-    Errors of one version: NOT_FOUND (tenant or base), FAILED_PRECONDITION (the blob is missing, or the base's digest
-    differs), RESOURCE_EXHAUSTED (the tenant's model quota).
+    Errors: INVALID_ARGUMENT (too many versions, or more than one transaction may hold).
+
+    Errors of one version: INVALID_ARGUMENT (a field, or a request_id that made another version), NOT_FOUND (tenant or
+    base), FAILED_PRECONDITION (the blob is missing, or the base's digest differs), RESOURCE_EXHAUSTED (the tenant's
+    model quota).
     """
     SetTraffic: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.SetTrafficRequest, hmi.knowledge.v1.knowledge_pb2.SetTrafficResponse]
     """SetTraffic sets a model's traffic.
@@ -88,13 +93,18 @@ class KnowledgeServiceStub:
     Errors: NOT_FOUND.
     """
     StatBlob: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.StatBlobRequest, hmi.knowledge.v1.knowledge_pb2.StatBlobResponse]
-    """StatBlob says what is held of a blob."""
+    """StatBlob says what is held of a blob: the whole, or what one owner's broken stream left. A blob that is there
+    counts as used now.
+
+    Errors: INVALID_ARGUMENT (sha256).
+    """
     WriteBlob: grpc.StreamUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.WriteBlobRequest, hmi.knowledge.v1.knowledge_pb2.WriteBlobResponse]
     """WriteBlob adds to a blob. When its last byte is there its sha256 is checked, it is made durable and it appears.
     What came of a broken stream is kept for a while, to be resumed.
 
-    Errors: INVALID_ARGUMENT (sha256 differs: what was held is dropped), FAILED_PRECONDITION (offset is not what is
-    held), RESOURCE_EXHAUSTED (larger than the limit, or the disk is full), DATA_LOSS (the stream ended early).
+    Errors: INVALID_ARGUMENT (sha256 is none or differs, or there are too many bytes: what was held is dropped),
+    FAILED_PRECONDITION (offset is not what is held), RESOURCE_EXHAUSTED (larger than the limit, or the disk is full),
+    DATA_LOSS (the stream ended early).
     """
     ReadBlob: grpc.UnaryStreamMultiCallable[hmi.knowledge.v1.knowledge_pb2.ReadBlobRequest, hmi.knowledge.v1.knowledge_pb2.ReadBlobResponse]
     """ReadBlob sends a blob from an offset on.
@@ -102,11 +112,14 @@ class KnowledgeServiceStub:
     Errors: NOT_FOUND, INVALID_ARGUMENT (offset).
     """
     Register: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.RegisterRequest, hmi.knowledge.v1.knowledge_pb2.RegisterResponse]
-    """Register announces a gateway or an executor and starts its lease."""
+    """Register announces a gateway or an executor and starts its lease; again it renews it.
+
+    Errors: INVALID_ARGUMENT (a field).
+    """
     RenewLease: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.RenewLeaseRequest, hmi.knowledge.v1.knowledge_pb2.RenewLeaseResponse]
     """RenewLease keeps a member alive, and the blobs it names from being collected.
 
-    Errors: NOT_FOUND (the lease ended: register again).
+    Errors: INVALID_ARGUMENT (a held blob is no sha256), NOT_FOUND (the lease ended: register again).
     """
     Unregister: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.UnregisterRequest, hmi.knowledge.v1.knowledge_pb2.UnregisterResponse]
     """Unregister ends a lease."""
@@ -129,19 +142,21 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors: INVALID_ARGUMENT (name), ALREADY_EXISTS (create), NOT_FOUND (update).
     """
     DeleteTenant: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.DeleteTenantRequest, hmi.knowledge.v1.knowledge_pb2.DeleteTenantResponse]  # type: ignore[assignment]
-    """DeleteTenant deletes a tenant with all that is its own.
+    """DeleteTenant deletes a tenant with all that is its own: in one transaction, or where that would be too large in
+    several, its keys in the first and itself in the last. One that broke off can be called again.
 
     Errors: NOT_FOUND.
     """
     PutKey: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutKeyRequest, hmi.knowledge.v1.knowledge_pb2.PutKeyResponse]  # type: ignore[assignment]
     """PutKey adds a key or revokes one.
 
-    Errors: NOT_FOUND (tenant or key).
+    Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id).
     """
     PutBase: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutBaseRequest, hmi.knowledge.v1.knowledge_pb2.PutBaseResponse]  # type: ignore[assignment]
     """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
 
-    Errors: ALREADY_EXISTS (another digest), FAILED_PRECONDITION (a blob is missing).
+    Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest),
+    FAILED_PRECONDITION (a blob is missing).
     """
     DeleteBase: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.DeleteBaseRequest, hmi.knowledge.v1.knowledge_pb2.DeleteBaseResponse]  # type: ignore[assignment]
     """DeleteBase deletes a base.
@@ -152,8 +167,11 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     """CreateVersions adds versions in one transaction: all or none but for those that have errors of their own, which
     are named in the answer. Numbers are given in the order of the request.
 
-    Errors of one version: NOT_FOUND (tenant or base), FAILED_PRECONDITION (the blob is missing, or the base's digest
-    differs), RESOURCE_EXHAUSTED (the tenant's model quota).
+    Errors: INVALID_ARGUMENT (too many versions, or more than one transaction may hold).
+
+    Errors of one version: INVALID_ARGUMENT (a field, or a request_id that made another version), NOT_FOUND (tenant or
+    base), FAILED_PRECONDITION (the blob is missing, or the base's digest differs), RESOURCE_EXHAUSTED (the tenant's
+    model quota).
     """
     SetTraffic: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.SetTrafficRequest, hmi.knowledge.v1.knowledge_pb2.SetTrafficResponse]  # type: ignore[assignment]
     """SetTraffic sets a model's traffic.
@@ -181,13 +199,18 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors: NOT_FOUND.
     """
     StatBlob: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.StatBlobRequest, hmi.knowledge.v1.knowledge_pb2.StatBlobResponse]  # type: ignore[assignment]
-    """StatBlob says what is held of a blob."""
+    """StatBlob says what is held of a blob: the whole, or what one owner's broken stream left. A blob that is there
+    counts as used now.
+
+    Errors: INVALID_ARGUMENT (sha256).
+    """
     WriteBlob: grpc.aio.StreamUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.WriteBlobRequest, hmi.knowledge.v1.knowledge_pb2.WriteBlobResponse]  # type: ignore[assignment]
     """WriteBlob adds to a blob. When its last byte is there its sha256 is checked, it is made durable and it appears.
     What came of a broken stream is kept for a while, to be resumed.
 
-    Errors: INVALID_ARGUMENT (sha256 differs: what was held is dropped), FAILED_PRECONDITION (offset is not what is
-    held), RESOURCE_EXHAUSTED (larger than the limit, or the disk is full), DATA_LOSS (the stream ended early).
+    Errors: INVALID_ARGUMENT (sha256 is none or differs, or there are too many bytes: what was held is dropped),
+    FAILED_PRECONDITION (offset is not what is held), RESOURCE_EXHAUSTED (larger than the limit, or the disk is full),
+    DATA_LOSS (the stream ended early).
     """
     ReadBlob: grpc.aio.UnaryStreamMultiCallable[hmi.knowledge.v1.knowledge_pb2.ReadBlobRequest, hmi.knowledge.v1.knowledge_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """ReadBlob sends a blob from an offset on.
@@ -195,11 +218,14 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors: NOT_FOUND, INVALID_ARGUMENT (offset).
     """
     Register: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.RegisterRequest, hmi.knowledge.v1.knowledge_pb2.RegisterResponse]  # type: ignore[assignment]
-    """Register announces a gateway or an executor and starts its lease."""
+    """Register announces a gateway or an executor and starts its lease; again it renews it.
+
+    Errors: INVALID_ARGUMENT (a field).
+    """
     RenewLease: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.RenewLeaseRequest, hmi.knowledge.v1.knowledge_pb2.RenewLeaseResponse]  # type: ignore[assignment]
     """RenewLease keeps a member alive, and the blobs it names from being collected.
 
-    Errors: NOT_FOUND (the lease ended: register again).
+    Errors: INVALID_ARGUMENT (a held blob is no sha256), NOT_FOUND (the lease ended: register again).
     """
     Unregister: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.UnregisterRequest, hmi.knowledge.v1.knowledge_pb2.UnregisterResponse]  # type: ignore[assignment]
     """Unregister ends a lease."""
@@ -231,7 +257,8 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.knowledge.v1.knowledge_pb2.DeleteTenantRequest,
         context: _ServicerContext,
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.DeleteTenantResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.DeleteTenantResponse]]:
-        """DeleteTenant deletes a tenant with all that is its own.
+        """DeleteTenant deletes a tenant with all that is its own: in one transaction, or where that would be too large in
+        several, its keys in the first and itself in the last. One that broke off can be called again.
 
         Errors: NOT_FOUND.
         """
@@ -244,7 +271,7 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.PutKeyResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.PutKeyResponse]]:
         """PutKey adds a key or revokes one.
 
-        Errors: NOT_FOUND (tenant or key).
+        Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id).
         """
 
     @abc.abstractmethod
@@ -255,7 +282,8 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.PutBaseResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.PutBaseResponse]]:
         """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
 
-        Errors: ALREADY_EXISTS (another digest), FAILED_PRECONDITION (a blob is missing).
+        Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest),
+        FAILED_PRECONDITION (a blob is missing).
         """
 
     @abc.abstractmethod
@@ -278,8 +306,11 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         """CreateVersions adds versions in one transaction: all or none but for those that have errors of their own, which
         are named in the answer. Numbers are given in the order of the request.
 
-        Errors of one version: NOT_FOUND (tenant or base), FAILED_PRECONDITION (the blob is missing, or the base's digest
-        differs), RESOURCE_EXHAUSTED (the tenant's model quota).
+        Errors: INVALID_ARGUMENT (too many versions, or more than one transaction may hold).
+
+        Errors of one version: INVALID_ARGUMENT (a field, or a request_id that made another version), NOT_FOUND (tenant or
+        base), FAILED_PRECONDITION (the blob is missing, or the base's digest differs), RESOURCE_EXHAUSTED (the tenant's
+        model quota).
         """
 
     @abc.abstractmethod
@@ -343,7 +374,11 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.knowledge.v1.knowledge_pb2.StatBlobRequest,
         context: _ServicerContext,
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.StatBlobResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.StatBlobResponse]]:
-        """StatBlob says what is held of a blob."""
+        """StatBlob says what is held of a blob: the whole, or what one owner's broken stream left. A blob that is there
+        counts as used now.
+
+        Errors: INVALID_ARGUMENT (sha256).
+        """
 
     @abc.abstractmethod
     def WriteBlob(
@@ -354,8 +389,9 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         """WriteBlob adds to a blob. When its last byte is there its sha256 is checked, it is made durable and it appears.
         What came of a broken stream is kept for a while, to be resumed.
 
-        Errors: INVALID_ARGUMENT (sha256 differs: what was held is dropped), FAILED_PRECONDITION (offset is not what is
-        held), RESOURCE_EXHAUSTED (larger than the limit, or the disk is full), DATA_LOSS (the stream ended early).
+        Errors: INVALID_ARGUMENT (sha256 is none or differs, or there are too many bytes: what was held is dropped),
+        FAILED_PRECONDITION (offset is not what is held), RESOURCE_EXHAUSTED (larger than the limit, or the disk is full),
+        DATA_LOSS (the stream ended early).
         """
 
     @abc.abstractmethod
@@ -375,7 +411,10 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.knowledge.v1.knowledge_pb2.RegisterRequest,
         context: _ServicerContext,
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.RegisterResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.RegisterResponse]]:
-        """Register announces a gateway or an executor and starts its lease."""
+        """Register announces a gateway or an executor and starts its lease; again it renews it.
+
+        Errors: INVALID_ARGUMENT (a field).
+        """
 
     @abc.abstractmethod
     def RenewLease(
@@ -385,7 +424,7 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.RenewLeaseResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.RenewLeaseResponse]]:
         """RenewLease keeps a member alive, and the blobs it names from being collected.
 
-        Errors: NOT_FOUND (the lease ended: register again).
+        Errors: INVALID_ARGUMENT (a held blob is no sha256), NOT_FOUND (the lease ended: register again).
         """
 
     @abc.abstractmethod
