@@ -65,6 +65,12 @@ class GatewaySettings(ServiceSettings):
     default_deadline_s: float = Field(
         60.0, gt=0, description="Time to answer where the caller set no deadline."
     )
+    max_deadline_s: float = Field(
+        3600.0,
+        gt=0,
+        le=4_000_000.0,  # milliseconds go into 32 bits
+        description="Longest time to answer; a caller's longer deadline is cut to it.",
+    )
     executor_wait_s: float = Field(
         30.0,
         ge=0,

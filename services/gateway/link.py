@@ -89,11 +89,11 @@ class Link:
         self._events = events
 
     def submit(self, item: Item, timeout_ms: int) -> None:
-        """Send an item. Its cost must be within the credit."""
-        cost = item.cost
-        self.credit -= cost
-        self.load += cost
-        self._in_flight[item.item_id] = item
+        """Send an item. Its cost must be within the credit.
+
+        Raises:
+            ValueError: It does not fit the message; nothing has changed.
+        """
         encoded = item.encoded
         submit = pb.Submit(
             item_id=item.item_id,
@@ -103,6 +103,9 @@ class Link:
             num_first_segment_tokens=encoded.num_first,
             timeout_ms=timeout_ms,
         )
+        self.credit -= item.cost
+        self.load += item.cost
+        self._in_flight[item.item_id] = item
         self._hinted.discard(item.version.digest)
         self._send(pb.Command(submit=submit))
 
@@ -133,7 +136,12 @@ class Link:
         async with grpc.aio.insecure_channel(self.address, options=_OPTIONS) as channel:
             stub: ExecutorServiceAsyncStub = ExecutorServiceStub(channel)
             while not self._is_closing:
-                was_up = await self._session(stub)
+                try:
+                    was_up = await self._session(stub)
+                except Exception:
+                    # A defect of ours must not cost the executor: its next stream may well work.
+                    logger.exception("a link failed", extra={"address": self.address})
+                    was_up = False
                 delay_s = RETRY_MIN_S if was_up else min(RETRY_MAX_S, 2 * delay_s)
                 await asyncio.sleep(delay_s)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hmi.admin.v1 import resources_pb2
@@ -101,6 +101,10 @@ class Predictor:
         pieces = [texts[start : start + size] for start in range(0, len(texts), size)]
         return admitted.version, await self._answer_pieces(admitted, pieces)
 
+    def bill(self, tenant: str, predictions: Iterable[pb.Prediction]) -> None:
+        """Count answers as they are given: what is never given is never billed."""
+        self._usage.of(tenant).bill(predictions)
+
     def _admit(self, question: Question) -> _Admitted:
         settings = self._settings
         started = time.perf_counter()
@@ -116,9 +120,9 @@ class Predictor:
         takes_pairs = version.task not in _SINGLE_TEXT_TASKS
         check_texts(question.texts, settings.max_text_chars, takes_pairs=takes_pairs)
         self._limits.admit_request(tenant)
-        timeout_s = (
-            settings.default_deadline_s if question.timeout_s is None else question.timeout_s
-        )
+        wanted_s = question.timeout_s
+        timeout_s = settings.default_deadline_s if wanted_s is None else wanted_s
+        timeout_s = min(timeout_s, settings.max_deadline_s)
         return _Admitted(question, tenant, version, base, started, self._loop.time() + timeout_s)
 
     async def _answer_pieces(

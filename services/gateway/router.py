@@ -4,7 +4,7 @@ Knows items, links and deadlines; does not know tenants' requests or protobuf an
 arrivals, credit, lost executors and deadlines each start one pass that gives out all the credit
 there is. An item leaves the queue only against credit, so that order is decided as late as
 possible; when its executor dies it goes back to its old place, is not charged again, and its answer
-is still given and billed once.
+is still given once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from hmi.executor.v1 import executor_pb2
-from services.common.errors import DeadlineExceeded, HmiError, ResourceExhausted, Unavailable
+from services.common.errors import (
+    DeadlineExceeded,
+    HmiError,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.gateway import metrics
 from services.gateway.config import GatewaySettings
 from services.gateway.deadlines import Deadlines
@@ -35,7 +41,7 @@ class Router:
     Args:
         settings: Waits and attempts.
         mirror: Which executors there are.
-        usage: Where answers are billed.
+        usage: Where items that fail are counted.
         gateway_id: What executors know this gateway by.
     """
 
@@ -140,9 +146,6 @@ class Router:
     def item_answered(self, item: Item, tensor: executor_pb2.Tensor) -> None:
         self._executing.pop(item.item_id, None)
         item.place = Place.DONE
-        used = self._usage.of(item.tenant)
-        used.num_items += 1
-        used.num_tokens += item.cost
         metrics.answered.inc()
         item.reply.answer(item.index, tensor)
 
@@ -227,8 +230,14 @@ class Router:
             metrics.queue_seconds.observe(now - item.queued_at)
         item.num_attempts += 1
         item.place = Place.EXECUTING
+        try:
+            link.submit(item, max(1, int((item.deadline - now) * 1000)))
+        except Exception:
+            # One item's defect is its own: the pass goes on for everybody else.
+            logger.exception("an item cannot be submitted", extra={"item_id": item.item_id})
+            self._fail(item, Internal("internal error: the item cannot be submitted"))
+            return
         self._executing[item.item_id] = link
-        link.submit(item, max(1, int((item.deadline - now) * 1000)))
 
     # The end of items.
 

@@ -79,7 +79,7 @@ class VersionUploads:
     async def held_bytes(self, tenant: str, sha256: str) -> int:
         """How much of a blob need not be sent again."""
         check_sha256("sha256", sha256)
-        held = await ask(self._stub.StatBlob(pb.StatBlobRequest(sha256=sha256)))
+        held = await ask(self._stub.StatBlob(pb.StatBlobRequest(sha256=sha256, owner=tenant)))
         if held.is_complete and not self._mirror.owns_blob(tenant, sha256):
             return 0
         return held.committed_bytes
@@ -129,7 +129,7 @@ class VersionUploads:
             if header.offset:
                 blob = await self._resumed(tenant, header, chunks)
             else:
-                blob = await self._collected(header, chunks)
+                blob = await self._collected(tenant, header, chunks)
             checked = await self.checked(tenant, header, blob, base)
             [outcome] = await self.commit([checked])
         if isinstance(outcome, HmiError):
@@ -156,7 +156,9 @@ class VersionUploads:
         Raises:
             HmiError: The store cannot do it now; no version was added.
         """
-        await asyncio.gather(*(self._blobs.write(checked.blob) for checked in group))
+        await asyncio.gather(
+            *(self._blobs.write(checked.blob, checked.new.version.tenant) for checked in group)
+        )
         request = pb.CreateVersionsRequest(versions=[checked.new for checked in group])
         created = (await ask(self._stub.CreateVersions(request))).versions
         outcomes = [_outcome(entry) for entry in created]
@@ -171,7 +173,7 @@ class VersionUploads:
         )
 
     async def _collected(
-        self, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+        self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
     ) -> bytes:
         data = bytearray()
         is_whole = False
@@ -182,10 +184,10 @@ class VersionUploads:
                     raise InvalidArgument("chunk", "more bytes than header.size_bytes")
             is_whole = len(data) == header.size_bytes
         except asyncio.CancelledError:
-            self._keep_later(header, bytes(data))
+            self._keep_later(tenant, header, bytes(data))
             raise
         if not is_whole:
-            await self._keep(header, bytes(data))
+            await self._keep(tenant, header, bytes(data))
             raise _truncated(len(data), header.size_bytes)
         return bytes(data)
 
@@ -198,17 +200,20 @@ class VersionUploads:
                 f"header.offset: the store holds {held} bytes of this blob", reason="WRONG_OFFSET"
             )
         if header.offset < header.size_bytes:
-            await self._write_rest(header, chunks)
+            await self._write_rest(tenant, header, chunks)
         return await self._blobs.read(header.sha256)
 
     async def _write_rest(
-        self, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+        self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
     ) -> None:
         call = self._stub.WriteBlob()
         try:
             await call.write(
                 pb.WriteBlobRequest(
-                    sha256=header.sha256, size_bytes=header.size_bytes, offset=header.offset
+                    sha256=header.sha256,
+                    size_bytes=header.size_bytes,
+                    offset=header.offset,
+                    owner=tenant,
                 )
             )
             async for chunk in chunks:
@@ -223,13 +228,13 @@ class VersionUploads:
             raise
         await ask(call)
 
-    def _keep_later(self, header: model_pb2.UploadHeader, data: bytes) -> None:
+    def _keep_later(self, tenant: str, header: model_pb2.UploadHeader, data: bytes) -> None:
         """The caller is gone: keep what came without it."""
-        task = asyncio.create_task(self._keep(header, data))
+        task = asyncio.create_task(self._keep(tenant, header, data))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
 
-    async def _keep(self, header: model_pb2.UploadHeader, data: bytes) -> None:
+    async def _keep(self, tenant: str, header: model_pb2.UploadHeader, data: bytes) -> None:
         """Let the store keep the beginning of a blob, for a resume."""
         if not data:
             return
@@ -240,7 +245,7 @@ class VersionUploads:
 
         begin = model_pb2.UploadHeader(sha256=header.sha256, size_bytes=header.size_bytes)
         try:
-            await self._write_rest(begin, pieces())
+            await self._write_rest(tenant, begin, pieces())
         except DataLoss:
             return  # as it must be: the store has taken what there was
         except HmiError as error:

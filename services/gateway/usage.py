@@ -1,11 +1,14 @@
 """What each tenant used of this gateway since it started.
 
-Counts answered items once, however often they were retried; does not know prices.
+Counts items whose answers were given, once, however often they were retried; does not know prices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from hmi.inference.v1 import inference_pb2
 
 
 @dataclass(slots=True)
@@ -15,6 +18,12 @@ class Used:
     num_items: int = 0
     num_tokens: int = 0
     num_errors: int = 0
+
+    def bill(self, predictions: Iterable[inference_pb2.Prediction]) -> None:
+        """Count answers that are given to the caller."""
+        for prediction in predictions:
+            self.num_items += 1
+            self.num_tokens += prediction.num_tokens
 
 
 class Usage:

@@ -44,6 +44,10 @@ async def follow(mirror: Mirror, stub: KnowledgeServiceAsyncStub) -> None:
             if is_connected:
                 logger.warning("lost the knowledge store", extra={"error": repr(error)[:500]})
                 is_connected = False
+        except Exception:
+            # A defect of ours, or a change nobody foresaw: without this loop every later change,
+            # revoked keys too, would be missed.
+            logger.exception("following the knowledge store failed: beginning again")
         mirror.interrupted()
         await asyncio.sleep(RETRY_S)
 

@@ -128,6 +128,20 @@ async def test_a_digest_is_no_proof_of_having_the_bytes(stack: Stack, tenant: st
     assert own.number == 2
 
 
+async def test_a_broken_upload_is_its_tenants_alone(stack: Stack, tenant: str) -> None:
+    thief = unique("thief")
+    await stack.add_tenant(thief)
+    blob = lora_blob(7)
+    half = len(blob) // 2
+    await expect(grpc.StatusCode.DATA_LOSS, upload(stack, tenant, header(blob), blob[:half]))
+    assert await held(stack, thief, blob) == 0
+    tail = header(blob, offset=half)
+    await expect(grpc.StatusCode.FAILED_PRECONDITION, upload(stack, thief, tail, blob[half:]))
+    await expect(grpc.StatusCode.DATA_LOSS, upload(stack, thief, header(blob), blob[:10]))
+    assert await held(stack, tenant, blob) == half
+    assert (await upload(stack, tenant, tail, blob[half:])).version.digest == sha256(blob)
+
+
 def bulk_parts(uploads: list[tuple[pb.UploadHeader, bytes]]) -> Iterator[pb.UploadVersionsRequest]:
     for head, data in uploads:
         yield pb.UploadVersionsRequest(header=head)

@@ -5,6 +5,7 @@ Knows the messages; the predictor knows the rest.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -13,11 +14,14 @@ import grpc.aio
 
 from hmi.inference.v1 import inference_pb2 as pb
 from hmi.inference.v1.inference_pb2_grpc import InferenceServiceServicer
-from services.common.errors import HmiError
+from services.common.errors import HmiError, Internal
+from services.common.interceptor import request_id
 from services.gateway.auth import Authenticator
 from services.gateway.domain import Caller, Text
 from services.gateway.predictor import Predictor, Question
 from services.gateway.streams import ItemStream
+
+logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -48,7 +52,9 @@ class InferenceServicer(InferenceServiceServicer):
             timeout_s=context.time_remaining(),
         )
         version, predictions = await self._predictor.answer(question)
-        return pb.PredictResponse(provenance=version.provenance, predictions=predictions)
+        response = pb.PredictResponse(provenance=version.provenance, predictions=predictions)
+        self._predictor.bill(caller.tenant, predictions)
+        return response
 
     async def StreamPredict(
         self, request_iterator: AsyncIterator[pb.StreamPredictRequest], context: Context
@@ -56,14 +62,22 @@ class InferenceServicer(InferenceServiceServicer):
         caller = self._auth.tenant_caller(context.invocation_metadata())
 
         async def answer(request: pb.StreamPredictRequest) -> pb.StreamPredictResponse:
+            error: HmiError
             try:
                 return await self._answer_item(caller, request, context.time_remaining())
-            except HmiError as error:
-                return pb.StreamPredictResponse(item_id=request.item_id, error=error.to_status())
+            except HmiError as failure:
+                error = failure
+            except Exception:
+                # One item's defect is its own: the stream's other items go on.
+                logger.exception("an item of a stream failed unexpectedly")
+                error = Internal(f"internal error, request id {request_id()}")
+            return pb.StreamPredictResponse(item_id=request.item_id, error=error.to_status())
 
         stream = ItemStream(answer, self._stream_window)
         async with aclosing(stream.run(request_iterator)) as responses:
             async for response in responses:
+                if response.HasField("prediction"):
+                    self._predictor.bill(caller.tenant, [response.prediction])
                 yield response
 
     async def _answer_item(

@@ -95,7 +95,9 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
             timeout_s=context.time_remaining(),
         )
         version, predictions = await self._predictor.answer(question)
-        return _response(request, version, outputs.outputs(names, predictions))
+        response = _response(request, version, outputs.outputs(names, predictions))
+        self._predictor.bill(tenant, predictions)
+        return response
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: Context

@@ -1,0 +1,132 @@
+"""What one caller, or one defect of ours, may not do to everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+
+from hmi.executor.v1 import executor_pb2
+from hmi.inference.v1 import inference_pb2 as pb
+from hmi.knowledge.v1 import knowledge_pb2
+from services.gateway.link import Link
+from services.gateway.mirror import Mirror
+from services.gateway.predictor import Predictor, Question
+from tests.fakes import fake_logits
+from tests.gateway.conftest import Stack, unique, until
+from tests.gateway.test_faults import used
+from tests.gateway.test_predict import Served, expect, request, served
+
+__all__ = ["served"]
+
+SIXTY_DAYS_S = 60 * 86_400.0
+
+
+async def test_a_deadline_of_months_is_cut_and_answered(served: Served) -> None:
+    stack, tenant, executor = served
+    call = stack.inference.Predict(
+        request("topic", "cat"), metadata=stack.metadata(tenant), timeout=SIXTY_DAYS_S
+    )
+    assert len((await call).predictions) == 1
+    assert executor.submits[0].timeout_ms <= 3_600_000
+
+
+async def test_an_item_that_fits_no_message_fails_alone_and_leaks_no_credit(
+    served: Served,
+) -> None:
+    stack, tenant, _ = served
+    vars(stack.settings)["max_deadline_s"] = 1e9  # past the bound of the setting itself
+    asks = [
+        stack.inference.Predict(
+            request("topic", "cat"), metadata=stack.metadata(tenant), timeout=timeout_s
+        )
+        for timeout_s in (SIXTY_DAYS_S, 20.0)
+    ]
+    await expect(grpc.StatusCode.INTERNAL, asks[0])
+    assert len((await asks[1]).predictions) == 1
+    [(link, _)] = [entry for entry in stack.app.router._links.values() if entry[0].is_up]
+    await until(lambda: (link.credit, link.load) == (4096, 0))
+
+
+async def test_a_link_that_fails_unexpectedly_connects_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, tenant, _ = served
+    finish, failures = Link._finish, iter([ValueError("a defect")])
+
+    def failing_once(self: Link, event: executor_pb2.Event) -> None:
+        for failure in failures:
+            raise failure
+        finish(self, event)
+
+    monkeypatch.setattr(Link, "_finish", failing_once)
+    ask = stack.inference.Predict(
+        request("topic", "cat"), metadata=stack.metadata(tenant), timeout=20
+    )
+    assert len((await ask).predictions) == 1
+
+
+async def test_the_mirror_goes_on_after_an_unexpected_error(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, failures = Mirror.apply, iter([ValueError("a defect")])
+
+    def failing_once(self: Mirror, response: knowledge_pb2.WatchResponse) -> None:
+        for failure in failures:
+            raise failure
+        apply(self, response)
+
+    monkeypatch.setattr(Mirror, "apply", failing_once)
+    tenant = unique("acme")
+    await stack.add_tenant(tenant)
+    assert next(failures, None) is None
+    assert tenant in stack.app.mirror.state.tenants
+
+
+async def test_a_call_that_fails_bills_nothing(stack: Stack) -> None:
+    tenant = unique("acme")
+    await stack.add_tenant(tenant)
+    await stack.add_model(tenant, "topic")
+
+    def answer(submit: executor_pb2.Submit) -> np.ndarray:
+        executor.num_answered += 1
+        if executor.num_answered == 2:
+            executor.gate.clear()
+        return fake_logits(submit.key.digest, list(submit.token_ids), 3)
+
+    executor = await stack.executor(answer=answer)
+    call = stack.inference.Predict(
+        request("topic", "cat", "dog", "mat"), metadata=stack.metadata(tenant), timeout=1.0
+    )
+    await expect(grpc.StatusCode.DEADLINE_EXCEEDED, call)
+    assert executor.num_answered >= 1
+    usage = await used(stack, tenant)
+    assert (usage.num_items, usage.num_tokens) == (0, 0)
+
+
+async def test_a_defect_at_one_item_leaves_the_stream_open(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, tenant, _ = served
+    answer = Predictor.answer
+
+    async def failing(self: Predictor, question: Question) -> Any:
+        if question.texts[0].text == "dog":
+            raise ValueError("a defect")
+        return await answer(self, question)
+
+    monkeypatch.setattr(Predictor, "answer", failing)
+
+    def items() -> Iterator[pb.StreamPredictRequest]:
+        for number, text in enumerate(("dog", "cat")):
+            inputs = pb.TextInput(text=text)
+            yield pb.StreamPredictRequest(item_id=number, model="topic", input=inputs)
+
+    call = stack.inference.StreamPredict(items(), metadata=stack.metadata(tenant))
+    outcomes = {response.item_id: response async for response in call}
+    assert outcomes[0].error.code == grpc.StatusCode.INTERNAL.value[0]
+    assert outcomes[1].HasField("prediction")
