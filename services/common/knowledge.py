@@ -126,8 +126,8 @@ class Blobs:
             raise DataLoss(f"blob {sha256} arrived with another digest")
         return data
 
-    async def write(self, data: bytes) -> str:
-        """Make a blob durable, going on where an earlier try stopped; returns its sha256.
+    async def write(self, data: bytes, owner: str = "") -> str:
+        """Make a blob durable, going on where `owner`'s earlier try stopped; returns its sha256.
 
         Raises:
             ResourceExhausted: Too large, or the store's disk is full.
@@ -135,18 +135,22 @@ class Blobs:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         try:
-            held = await self._stub.StatBlob(pb.StatBlobRequest(sha256=sha256))
+            held = await self._stub.StatBlob(pb.StatBlobRequest(sha256=sha256, owner=owner))
             if not held.is_complete:
-                await self._stub.WriteBlob(_requests(sha256, data, held.committed_bytes))
+                await self._stub.WriteBlob(_requests(sha256, data, held.committed_bytes, owner))
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         return sha256
 
 
-async def _requests(sha256: str, data: bytes, offset: int) -> AsyncIterator[pb.WriteBlobRequest]:
+async def _requests(
+    sha256: str, data: bytes, offset: int, owner: str
+) -> AsyncIterator[pb.WriteBlobRequest]:
     view = memoryview(data)
     first = bytes(view[offset : offset + CHUNK_BYTES])
-    yield pb.WriteBlobRequest(sha256=sha256, size_bytes=len(data), offset=offset, data=first)
+    yield pb.WriteBlobRequest(
+        sha256=sha256, size_bytes=len(data), offset=offset, data=first, owner=owner
+    )
     for start in range(offset + CHUNK_BYTES, len(data), CHUNK_BYTES):
         yield pb.WriteBlobRequest(data=bytes(view[start : start + CHUNK_BYTES]))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_REQUEST_ID_CHARS = 128
+
+# Raises if the caller's key was revoked since the call began.
+CallerCheck = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +118,16 @@ class VersionUploads:
         return base
 
     async def upload(
-        self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+        self,
+        tenant: str,
+        header: model_pb2.UploadHeader,
+        chunks: AsyncIterator[bytes],
+        check_caller: CallerCheck,
     ) -> resources_pb2.Version:
         """One version.
 
         Raises:
+            Unauthenticated, Unavailable: `check_caller` said so once the bytes were there.
             InvalidArgument, NotFound, FailedPrecondition, ResourceExhausted: As UploadVersion's
                 contract says.
             DataLoss: The bytes end early; what came is kept.
@@ -131,6 +139,7 @@ class VersionUploads:
             else:
                 blob = await self._collected(tenant, header, chunks)
             checked = await self.checked(tenant, header, blob, base)
+            check_caller()
             [outcome] = await self.commit([checked])
         if isinstance(outcome, HmiError):
             raise outcome

@@ -61,23 +61,31 @@ class BlobDirectory:
         """Wait for the threads."""
         self._threads.shutdown()
 
-    async def stat(self, sha256: str) -> BlobState:
-        """What is held. A complete blob counts as used now.
+    async def stat(self, sha256: str, owner: str = "") -> BlobState:
+        """What is held, of a whole blob or by this owner. A complete blob counts as used now.
 
         Raises:
             InvalidArgument: `sha256` is none.
         """
         check_sha256("sha256", sha256)
-        return await self._run(self._stat, sha256)
+        return await self._run(self._stat, sha256, owner)
 
     async def sizes(self, digests: Iterable[str]) -> dict[str, int]:
         """Sizes in bytes of those blobs that are complete, by digest; they count as used now."""
         return await self._run(self._sizes, list(digests))
 
     async def write(
-        self, sha256: str, size_bytes: int, offset: int, chunks: AsyncIterator[bytes]
+        self,
+        sha256: str,
+        size_bytes: int,
+        offset: int,
+        chunks: AsyncIterator[bytes],
+        *,
+        owner: str = "",
     ) -> int:
         """Add `chunks` from `offset` on, until the blob is durable; returns its size.
+
+        Only the same `owner` goes on with what came of a broken stream.
 
         A blob that is complete already is answered at once.
 
@@ -87,7 +95,7 @@ class BlobDirectory:
             ResourceExhausted: Too large, or the disk is full.
             DataLoss: The chunks ended early.
         """
-        state = await self.stat(sha256)
+        state = await self.stat(sha256, owner)
         if state.is_complete:
             return state.held_bytes
         if size_bytes > self._max_blob_bytes:
@@ -97,7 +105,7 @@ class BlobDirectory:
                 reason="BLOB_TOO_LARGE",
             )
         upload = await self._opened(
-            self._run(Upload, self._uploads, sha256, size_bytes, offset), Upload.suspend
+            self._run(Upload, self._uploads, sha256, owner, size_bytes, offset), Upload.suspend
         )
         try:
             async for chunk in chunks:
@@ -170,10 +178,10 @@ class BlobDirectory:
         metrics.blobs.set(len(files))
         metrics.blob_bytes.set(sum(file.size_bytes for file in files))
 
-    def _stat(self, sha256: str) -> BlobState:
+    def _stat(self, sha256: str, owner: str) -> BlobState:
         if sizes := self._sizes([sha256]):
             return BlobState(sizes[sha256], is_complete=True)
-        part = uploads.part_path(self._uploads, sha256)
+        part = uploads.part_path(self._uploads, uploads.upload_key(sha256, owner))
         with _missing_ok():
             return BlobState(part.stat().st_size, is_complete=False)
         return BlobState(0, is_complete=False)

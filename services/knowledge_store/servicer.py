@@ -100,7 +100,7 @@ class KnowledgeServicer(KnowledgeServiceServicer):
         return pb.DeleteModelResponse()
 
     async def StatBlob(self, request: pb.StatBlobRequest, context: Context) -> Any:
-        state = await self._parts.blobs.stat(request.sha256)
+        state = await self._parts.blobs.stat(request.sha256, request.owner)
         return pb.StatBlobResponse(committed_bytes=state.held_bytes, is_complete=state.is_complete)
 
     async def WriteBlob(
@@ -111,7 +111,7 @@ class KnowledgeServicer(KnowledgeServiceServicer):
         if first is None:
             raise InvalidArgument("sha256", "the stream is empty")
         held_bytes = await self._parts.blobs.write(
-            first.sha256, first.size_bytes, first.offset, _data(first, requests)
+            first.sha256, first.size_bytes, first.offset, _data(first, requests), owner=first.owner
         )
         return pb.WriteBlobResponse(committed_bytes=held_bytes)
 

@@ -3,9 +3,10 @@
 Knows files, digests and a full disk; does not know streams. Every method blocks: call it on a
 thread.
 
-A stream writes to a file of its own, `<sha256>.<random>.active`, so writers of the same blob do
-not meet. When a stream breaks its file becomes `<sha256>.part`, which the next stream claims by
-renaming it.
+A stream writes to a file of its own, `<key>.<random>.active`, so writers of the same blob do not
+meet. When a stream breaks its file becomes `<key>.part`, which the next stream claims by renaming
+it. The key is of blob and owner: else whoever knows a sha256 could go on with what another sent, or
+drop it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ _READ_BYTES = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def part_path(directory: Path, sha256: str) -> Path:
+def upload_key(sha256: str, owner: str) -> str:
+    """How the files of an owner's uploads of a blob are named; an owner may be any string."""
+    return f"{sha256}-{hashlib.sha256(owner.encode()).hexdigest()[:32]}"
+
+
+def part_path(directory: Path, key: str) -> Path:
     """The file that holds what came of a broken stream."""
-    return directory / f"{sha256}.part"
+    return directory / f"{key}.part"
 
 
 def sync_directory(directory: Path) -> None:
@@ -45,6 +51,7 @@ class Upload:
     Args:
         directory: Where uploads lie.
         sha256: Digest the whole must have.
+        owner: Whose it is.
         size_bytes: Size of the whole.
         offset: Bytes already held that this one goes on from; 0 begins again.
 
@@ -53,9 +60,12 @@ class Upload:
         ResourceExhausted: The disk is full.
     """
 
-    def __init__(self, directory: Path, sha256: str, size_bytes: int, offset: int) -> None:
-        self._part = part_path(directory, sha256)
-        self.path = directory / f"{sha256}.{uuid.uuid4().hex}.active"
+    def __init__(
+        self, directory: Path, sha256: str, owner: str, size_bytes: int, offset: int
+    ) -> None:
+        key = upload_key(sha256, owner)
+        self._part = part_path(directory, key)
+        self.path = directory / f"{key}.{uuid.uuid4().hex}.active"
         self._sha256 = sha256
         self._size_bytes = size_bytes
         self._digest = hashlib.sha256()
@@ -182,7 +192,7 @@ def _disk_full() -> ResourceExhausted:
 
 
 def recover(directory: Path) -> None:
-    """After a crash: of each blob keep the longest file, as what the next stream goes on from.
+    """After a crash: keep the longest file of each owner's blob, for the next stream to go on from.
 
     What was not synced may be torn; the digest tells when the upload finishes.
     """

@@ -30,9 +30,9 @@ MIB = 1 << 20
 
 
 async def messages(
-    digest: str, size: int, data: bytes, offset: int = 0, chunk: int = MIB
+    digest: str, size: int, data: bytes, offset: int = 0, chunk: int = MIB, owner: str = ""
 ) -> AsyncIterator[pb.WriteBlobRequest]:
-    yield pb.WriteBlobRequest(sha256=digest, size_bytes=size, offset=offset)
+    yield pb.WriteBlobRequest(sha256=digest, size_bytes=size, offset=offset, owner=owner)
     for start in range(0, len(data), chunk):
         yield pb.WriteBlobRequest(data=data[start : start + chunk])
 
@@ -44,11 +44,12 @@ def write(
     digest = changed.get("digest", sha256(data))
     size = changed.get("size", len(data))
     chunk = changed.get("chunk", MIB)
-    return store.stub.WriteBlob(messages(digest, size, data[offset:end], offset, chunk))
+    owner = changed.get("owner", "")
+    return store.stub.WriteBlob(messages(digest, size, data[offset:end], offset, chunk, owner))
 
 
-async def held(store: Store, data: bytes) -> tuple[int, bool]:
-    state = await store.stub.StatBlob(pb.StatBlobRequest(sha256=sha256(data)))
+async def held(store: Store, data: bytes, owner: str = "") -> tuple[int, bool]:
+    state = await store.stub.StatBlob(pb.StatBlobRequest(sha256=sha256(data), owner=owner))
     return state.committed_bytes, state.is_complete
 
 
@@ -165,11 +166,28 @@ async def test_an_upload_may_begin_again_at_zero(store: Store) -> None:
 async def test_a_torn_part_is_found_by_the_digest_and_dropped(store: Store) -> None:
     data = random_bytes(1_000, seed=5)
     await fails(write(store, data, end=500), StatusCode.DATA_LOSS)
-    (store.data_dir / "uploads" / f"{sha256(data)}.part").write_bytes(b"\0" * 500)
+    (part,) = (store.data_dir / "uploads").glob("*.part")
+    part.write_bytes(b"\0" * 500)
     await fails(write(store, data, offset=500), StatusCode.INVALID_ARGUMENT)
     assert await held(store, data) == (0, False)
     await write(store, data)
     assert await store.blobs.read(sha256(data)) == data
+
+
+async def test_who_knows_a_digest_neither_ends_nor_drops_anothers_upload(store: Store) -> None:
+    data = random_bytes(1_000, seed=10)
+    await fails(write(store, data, end=600, owner="acme"), StatusCode.DATA_LOSS)
+    assert await held(store, data, "acme") == (600, False)
+    assert await held(store, data, "../mallory") == (0, False)
+    tail = write(store, data, offset=600, owner="../mallory")
+    await fails(tail, StatusCode.FAILED_PRECONDITION)
+    await fails(write(store, data, end=10, owner="../mallory"), StatusCode.DATA_LOSS)
+    wrong = write(store, b"x" * 1_000, digest=sha256(data), owner="../mallory")
+    await fails(wrong, StatusCode.INVALID_ARGUMENT)
+    assert await held(store, data, "acme") == (600, False)
+    await write(store, data, offset=600, owner="acme")
+    assert await held(store, data, "../mallory") == (1_000, True)
+    assert files(store) == [sha256(data)]
 
 
 async def test_a_cancelled_upload_is_kept_to_be_resumed(store: Store) -> None:
@@ -182,12 +200,12 @@ async def test_a_cancelled_upload_is_kept_to_be_resumed(store: Store) -> None:
 
     call = store.stub.WriteBlob(stalling())
     task = asyncio.ensure_future(call)
-    uploads = store.data_dir / "uploads"
-    await until(lambda: any(path.stat().st_size for path in uploads.glob("*.active")))
+    directory = store.data_dir / "uploads"
+    await until(lambda: any(path.stat().st_size for path in directory.glob("*.active")))
     assert await held(store, data) == (0, False)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    await until(lambda: any(uploads.glob("*.part")))
+    await until(lambda: any(directory.glob("*.part")))
     assert await held(store, data) == (1_000, False)
     arrived.set()
     await write(store, data, offset=1_000)
@@ -272,10 +290,10 @@ async def test_uploads_broken_at_random_points_end_whole(store: Store) -> None:
 
 async def test_what_a_crash_left_is_resumed_by_its_longest_file(tmp_path: Path) -> None:
     data = random_bytes(1_000, seed=9)
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
+    left = tmp_path / "uploads"
+    left.mkdir()
     for name, size in (("part", 10), ("a.active", 600), ("b.active", 300)):
-        (uploads / f"{sha256(data)}.{name}").write_bytes(data[:size])
+        (left / f"{uploads.upload_key(sha256(data), '')}.{name}").write_bytes(data[:size])
     async with running(tmp_path) as store:
         assert await held(store, data) == (600, False)
         await write(store, data, offset=600)
