@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as Bars
+from rich.progress import TaskID
 from rich.table import Table
 
 from hmi import AsyncClient, Client, HmiError
@@ -29,8 +30,9 @@ from hmi.client import Classification, Prediction, Provenance, TokenTags
 from hmi.stack import DEFAULT_BASE, LocalStack
 from hmi.supervisor import StackError
 from services.common import errors
-from services.executor.train import ProgressBar, TrainOptions, TrainReport, train
+from services.executor.train import EpochLines, Progress, ProgressBar, TrainOptions, TrainReport
 from services.executor.train.progress import bars_on
+from services.executor.train.run import train
 
 HERE = Path(__file__).parent
 MIN_SHARE_AS_EXPECTED = 0.6
@@ -72,6 +74,10 @@ class Asked:
     latency_ms: float
 
 
+MIN_WIDTH = 100
+"""Of a file or a pipe, whose width nobody knows."""
+
+
 class DemoError(Exception):
     """An answer that cannot be right; the message is one line."""
 
@@ -79,6 +85,8 @@ class DemoError(Exception):
 def main() -> int:
     """Run the demonstration; the process's exit status."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(MIN_WIDTH, console.width))
     try:
         run(console)
     except (StackError, HmiError, errors.HmiError, DemoError) as error:
@@ -98,17 +106,17 @@ def run(console: Console) -> None:
     started = time.monotonic()
     with ExitStack() as closing:
         root = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="hmi-demo-")))
-        bars = closing.enter_context(bars_on(console))
+        shown = closing.enter_context(Steps(console))
         trainer = ThreadPoolExecutor(1)
         closing.callback(trainer.shutdown, cancel_futures=True)
         stop = threading.Event()
         closing.callback(stop.set)
-        waiting = bars.add_task("local stack", total=None, status="starting")
-        reports = [trainer.submit(fit, plan, root / plan.model, bars, stop) for plan in PLANS]
+        shown.begin("local stack", total=None, status="starting")
+        reports = [trainer.submit(fit, plan, root / plan.model, shown, stop) for plan in PLANS]
         # The stack starts on this thread: its processes die with the thread that made them.
         stack = closing.enter_context(LocalStack(root / "data", port=0))
-        bars.update(waiting, total=1, completed=1, status=f"serving on {stack.address}")
-        keys = push_all(stack, reports, bars)
+        shown.advance("local stack", status=f"serving on {stack.address}")
+        keys = push_all(stack, reports, shown)
         began = time.monotonic()
         asked = asyncio.run(ask_all(stack.address, keys, read_questions()))
         took_ms = (time.monotonic() - began) * 1e3
@@ -123,35 +131,82 @@ def run(console: Console) -> None:
     )
 
 
-class StoppableBar(ProgressBar):
-    """A training's bar, by which it is also ended once the demonstration has failed elsewhere."""
+class Steps:
+    """Shows what is going on: bars on a terminal, a plain line a step in a file or a pipe."""
 
-    def __init__(self, title: str, bars: Progress, stop: threading.Event) -> None:
-        super().__init__(title, bars)
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: Bars | None = bars_on(console) if console.is_terminal else None
+        self._tasks: dict[str, TaskID] = {}
+
+    def begin(self, title: str, *, total: int | None, status: str) -> None:
+        """A step begins; of `total` parts, if their number is known."""
+        if self._bars is None:
+            self._say(f"{title}: {status}")
+        else:
+            self._tasks[title] = self._bars.add_task(title, total=total, status=status)
+
+    def advance(self, title: str, *, status: str) -> None:
+        """A part of a step is done; the only one, if their number was not known."""
+        if self._bars is None:
+            self._say(f"{title}: {status}")
+            return
+        task = self._tasks[title]
+        if self._bars.tasks[self._bars.task_ids.index(task)].total is None:
+            self._bars.update(task, total=1)
+        self._bars.update(task, advance=1, status=status)
+
+    def training(self, title: str) -> Progress:
+        """How one training is shown."""
+        if self._bars is None:
+            return EpochLines(title, self._say)
+        return ProgressBar(title, self._bars)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Steps:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+
+class Stoppable:
+    """Ends a training once the demonstration has failed elsewhere; passes on everything else."""
+
+    def __init__(self, shown: Progress, stop: threading.Event) -> None:
+        self.start = shown.start
+        self.epoch = shown.epoch
+        self.finish = shown.finish
+        self._step = shown.step
         self._stop = stop
 
     def step(self, loss: float) -> None:
         if self._stop.is_set():
             raise DemoError("the demonstration has ended")
-        super().step(loss)
+        self._step(loss)
 
 
-def fit(plan: Plan, out: Path, bars: Progress, stop: threading.Event) -> TrainReport:
+def fit(plan: Plan, out: Path, shown: Steps, stop: threading.Event) -> TrainReport:
     """Train a plan's model, as `hmi train` does."""
     torch.set_num_threads(1)  # the stack starts on the other core; batches this small gain nothing
     options = TrainOptions(
         data=plan.data, base_dir=minilm_directory(), base=DEFAULT_BASE, out=out,
         epochs=12, learning_rate=4e-3,
     )  # fmt: skip
-    return train(options, StoppableBar(f"{plan.tenant}: {plan.model}", bars, stop))
+    return train(options, Stoppable(shown.training(f"{plan.tenant}: {plan.model}"), stop))
 
 
 def push_all(
-    stack: LocalStack, reports: Sequence[Future[TrainReport]], bars: Progress
+    stack: LocalStack, reports: Sequence[Future[TrainReport]], shown: Steps
 ) -> dict[str, str]:
     """Create the tenants and push their models as they are ready; each model's tenant's key."""
     keys: dict[str, str] = {}
-    pushing = bars.add_task("push", total=len(PLANS), status="")
+    shown.begin("push", total=len(PLANS), status="each model once it is trained")
     with Client(stack.address, key=stack.admin_key) as admin:
         for plan, report in zip(PLANS, reports, strict=True):
             created = admin.create_tenant(plan.tenant)
@@ -161,7 +216,7 @@ def push_all(
             with Client(stack.address, key=created.key.secret) as client:
                 version = client.push_version(plan.model, report.result().out)
             status = f"{plan.tenant}/{plan.model} version {version.number}, {version.digest[:12]}"
-            bars.update(pushing, advance=1, status=status)
+            shown.advance("push", status=status)
     return keys
 
 
@@ -203,17 +258,21 @@ def described(prediction: Prediction) -> tuple[str, float]:
 
 
 def table(asked: Sequence[Asked]) -> Table:
-    """What was asked and answered, in the order it was sent."""
-    shown = Table(title="One mixed batch", title_style="bold")
-    for column in ("text", "tenant", "model", "version", "answer"):
-        shown.add_column(column, overflow="fold")
-    shown.add_column("probability", justify="right")
-    shown.add_column("latency", justify="right")
+    """What was asked and answered, in the order it was sent; p is the answer's probability."""
+    shown = Table(
+        title="One mixed batch", title_style="bold", caption="p: probability of the answer",
+        pad_edge=False,
+    )  # fmt: skip
+    shown.add_column("text")
+    shown.add_column("model and version", no_wrap=True)
+    shown.add_column("answer")
+    shown.add_column("p", justify="right", no_wrap=True)
+    shown.add_column("latency", justify="right", no_wrap=True)
     for one in asked:
         answer, probability = described(one.prediction)
         source = one.provenance
         shown.add_row(
-            one.question.text, source.tenant, source.model, str(source.version), answer,
+            one.question.text, f"{source.tenant}/{source.model} v{source.version}", answer,
             "" if answer == "nothing" else f"{probability:.2f}", f"{one.latency_ms:.0f} ms",
         )  # fmt: skip
     return shown

@@ -115,7 +115,7 @@ def activate(session: Session, model: Name, version: VersionNumber) -> None:
 
 @command(app, "rollback")
 def rollback(session: Session, model: Name) -> None:
-    """Return to the traffic before the last change; again, to that after it."""
+    """Undo the last change of traffic; a second time, undo that."""
     with session.client() as client:
         _changed(session, client.roll_back(model))
 

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="CSV or JSON Lines.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory to write.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", exists=True, dir_okay=False, help="CSV or JSON Lines."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Directory to write.")],
     base: Annotated[str, typer.Option(help="Name of the base.")] = DEFAULT_BASE,
     base_dir: Annotated[
-        Path | None, typer.Option(help="The base's checkpoint; known for minilm.")
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="The base's checkpoint; known for minilm."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="By default told from the data.")] = None,
     adapter: Annotated[str, typer.Option(help="lora or ia3.")] = "lora",
@@ -41,9 +45,10 @@ def train(
 
     The directory written can be pushed, and PEFT loads it.
     """
-    # Imported here: torch takes seconds, and no other command needs it.
+    # None of these imports torch: what is wrong with options or data is said before it is loaded.
     from services.common.errors import HmiError as ServiceError
     from services.executor.train import Adapter, TrainOptions
+    from services.executor.train.data import read_examples
     from services.executor.train.options import Task
 
     if base_dir is None:
@@ -73,7 +78,8 @@ def train(
             seed=seed,
             device=device,
         )
-        report = _fit(options, is_quiet=as_json or not os.isatty(2))
+        read_examples(options.data, options.task)
+        report = _fit(options, is_quiet=as_json)
     except ServiceError as error:
         raise HmiError(error.message, reason=error.reason) from error
     if as_json:
@@ -84,6 +90,10 @@ def train(
 
 
 def _fit(options: TrainOptions, *, is_quiet: bool) -> TrainReport:
-    from services.executor.train import ProgressBar, train
+    from services.executor.train import EpochLines, ProgressBar
+    from services.executor.train.run import train
 
-    return train(options, None if is_quiet else ProgressBar(options.data.name))
+    if is_quiet:
+        return train(options)
+    title = options.data.name
+    return train(options, ProgressBar(title) if os.isatty(2) else EpochLines(title, note))

@@ -297,3 +297,18 @@ def test_module_is_the_command() -> None:
     )
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
+
+
+def test_a_mistake_in_the_data_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text,label\nonly a text\n")
+    code = (
+        "import sys; from hmi.cli.main import run; status = run(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules; sys.exit(status)"
+    )
+    arguments = ["train", str(tmp_path / "data.csv"), "--out", str(tmp_path / "out")]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 1
+    assert "data.csv:2" in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 from hmi.errors import InvalidArgument
-from hmi.pack import PackOptions, base_of, pack, serialize
+from hmi.pack import PackOptions, base_of, pack, serialize, trained_base_of
 
 PREFIX = "base_model.model."
 
@@ -97,10 +97,16 @@ def test_note_of_training_is_read_and_flags_win(tmp_path: Path) -> None:
     assert description["task"] == "multi_label_classification"
     assert description["labels"] == ["a", "b"]
     assert base_of(tmp_path) == "minilm"
+
     flags = PackOptions(task="token_classification", labels=["O", "B-PER"])
     description = _description(pack(tmp_path, flags))
     assert description["task"] == "token_classification"
     assert description["labels"] == ["O", "B-PER"]
+
+
+def test_base_that_the_adapter_names(tmp_path: Path) -> None:
+    _write_peft(tmp_path, base_model_name_or_path="bert-base-uncased")
+    assert trained_base_of(tmp_path) == "bert-base-uncased"
 
 
 def test_one_output_is_a_regression(tmp_path: Path) -> None:

@@ -47,11 +47,16 @@ def _is_gone(pid: int) -> bool:
 
 
 @pytest.fixture
-def child_of(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
+def events() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def child_of(tmp_path: Path, events: list[str]) -> Iterator[Callable[[str], Child]]:
     children: list[Child] = []
 
     def make(code: str) -> Child:
-        child = Child(_spec(tmp_path, code), on_event=lambda line: None)
+        child = Child(_spec(tmp_path, code), on_event=events.append)
         children.append(child)
         child.start()
         return child
@@ -62,7 +67,9 @@ def child_of(tmp_path: Path) -> Iterator[Callable[[str], Child]]:
 
 
 @pytest.mark.parametrize("code", [SERVING, CLINGING], ids=["plain", "with a child of its own"])
-def test_killed_process_is_started_again(child_of: Callable[[str], Child], code: str) -> None:
+def test_killed_process_is_started_again(
+    child_of: Callable[[str], Child], events: list[str], code: str
+) -> None:
     child = child_of(code)
     child.wait_ready(10)
     first = child.pid
@@ -70,6 +77,7 @@ def test_killed_process_is_started_again(child_of: Callable[[str], Child], code:
     os.kill(first, signal.SIGKILL)
     assert _eventually(lambda: child.pid not in (None, first), 2.5)
     child.wait_ready(10)
+    assert events == ["supervised ended (signal 9), starting again", "supervised is back"]
 
 
 def test_failed_start_says_why_and_is_not_repeated(child_of: Callable[[str], Child]) -> None:

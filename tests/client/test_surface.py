@@ -13,7 +13,8 @@ import pytest
 
 import hmi
 from hmi.bases import REQUIRED
-from hmi.client import AsyncClient, Client, Item, Push, Quota
+from hmi.client import AsyncClient, Client, Item, Push, Quota, RetryPolicy
+from hmi.errors import InvalidArgument, Unavailable
 from tests.client.conftest import PUBLIC_SERVICES, Recorder
 
 
@@ -111,3 +112,28 @@ async def test_blocking_client_predicts_and_streams(recorder: Recorder) -> None:
     assert value == 1.0
     assert indices == list(range(20))
     assert recorder.metadata["x-hmi-tenant"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda c: c.predict("m", "text", version=-1), "version"),
+        (lambda c: c.predict("m", "text", priority=2**31), "priority"),
+        (lambda c: c.predict("m", "half of a pair: \ud800"), "text"),
+        (lambda c: c.set_traffic("m", {1: 2**32}), "percent"),
+        (lambda c: c.delete_version("m", -1), "version"),
+        (lambda c: c.create_tenant("acme", quota=Quota(max_models=-1)), "max_models"),
+    ],
+)
+async def test_a_value_its_field_cannot_hold_is_named(
+    recorded: AsyncClient, call: Callable[[AsyncClient], Awaitable[Any]], field: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await call(recorded)
+    assert caught.value.field == field
+
+
+async def test_a_gateway_that_is_not_there_is_named() -> None:
+    async with AsyncClient("127.0.0.1:1", retry=RetryPolicy(max_attempts=1)) as client:
+        with pytest.raises(Unavailable, match=r"no gateway answers at 127\.0\.0\.1:1"):
+            await client.list_bases()

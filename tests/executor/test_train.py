@@ -18,8 +18,9 @@ from hmi.pack import pack
 from services.common.adapter_format import admit
 from services.common.base_config import BaseConfig
 from services.common.errors import FailedPrecondition, InvalidArgument
-from services.executor.train import Adapter, Precision, TrainOptions, TrainReport, train
+from services.executor.train import Adapter, Precision, TrainOptions, TrainReport
 from services.executor.train.options import Task
+from services.executor.train.run import train
 from tests.executor.training import WORDS, tiny_base, topics
 
 ARCHITECTURES = ["bert", "roberta", "distilbert"]

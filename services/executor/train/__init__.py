@@ -1,7 +1,8 @@
 """`hmi train`: fits one tenant's adapter and head to labelled texts, locally, without a server.
 
 Writes a Hugging Face PEFT directory. Knows nothing of tenants, versions or serving: what it writes
-is pushed like any other directory.
+is pushed like any other directory. The run itself is `services.executor.train.run`, which imports
+torch; what is here does not, so that a mistaken option is answered at once.
 """
 
 from services.executor.train.options import (
@@ -11,15 +12,14 @@ from services.executor.train.options import (
     TrainOptions,
     TrainReport,
 )
-from services.executor.train.progress import ProgressBar
-from services.executor.train.run import train
+from services.executor.train.progress import EpochLines, ProgressBar
 
 __all__ = [
     "Adapter",
+    "EpochLines",
     "Precision",
     "Progress",
     "ProgressBar",
     "TrainOptions",
     "TrainReport",
-    "train",
 ]

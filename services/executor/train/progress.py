@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
@@ -18,6 +20,31 @@ class NoProgress:
 
     def epoch(self, number: int, metrics: dict[str, float]) -> None:
         """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
+class EpochLines:
+    """A plain line an epoch, for a log.
+
+    Args:
+        title: What is being trained.
+        write: Takes a line.
+    """
+
+    def __init__(self, title: str, write: Callable[[str], None]) -> None:
+        self._title = title
+        self._write = write
+
+    def start(self, num_steps: int) -> None:
+        """Nothing."""
+
+    def step(self, loss: float) -> None:
+        """Nothing."""
+
+    def epoch(self, number: int, metrics: dict[str, float]) -> None:
+        self._write(f"{self._title}: epoch {number}: {_shown(metrics)}")
 
     def finish(self) -> None:
         """Nothing."""
@@ -48,8 +75,7 @@ class ProgressBar:
             self._bars.update(self._task, advance=1, status=f"loss {loss:.3f}  {self._metrics}")
 
     def epoch(self, number: int, metrics: dict[str, float]) -> None:
-        shown = (f"{name} {value:.3f}" for name, value in metrics.items())
-        self._metrics = f"epoch {number}: " + ", ".join(shown)
+        self._metrics = f"epoch {number}: {_shown(metrics)}"
         if self._task is not None:
             self._bars.update(self._task, status=self._metrics)
 
@@ -71,3 +97,7 @@ def bars_on(console: Console) -> Bars:
         TextColumn("{task.fields[status]}"),
         console=console,
     )
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
