@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import socket
+import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +19,7 @@ import pytest
 import pytest_asyncio
 from google.rpc import code_pb2
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer
 
 from hmi.admin.v1 import resources_pb2
@@ -209,6 +213,36 @@ async def test_a_blob_that_is_no_adapter_is_refused_each_time(
             await gateway.submit(world.submit(item_id, "a", digest))
             [event] = await gateway.answers(item_id)
             assert event.error.code == code_pb2.INVALID_ARGUMENT
+
+
+async def test_a_served_process_tells_its_metrics(world: World) -> None:
+    await world.add_base()
+    digest = await world.add_version(0)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with running(world.executor(HMI_METRICS_PORT=str(port))) as executor:
+        async with stream(executor) as gateway:
+            await gateway.submit(world.submit(1, "a", digest), world.submit(2, "the cat", digest))
+            await gateway.answers(1, 2)
+            await gateway.call.done_writing()
+            while await gateway.read():
+                pass
+        told = await asyncio.to_thread(samples, f"http://127.0.0.1:{port}/metrics")
+    assert told["hmi_batch_rows_sum", ""] == 2
+    assert told["hmi_step_seconds_count", ""] >= 1
+    assert told["hmi_executor_queue_tokens", ""] == 0
+    assert told["hmi_requests_total", "executor"] >= 1
+
+
+def samples(url: str) -> dict[tuple[str, str], float]:
+    """What Prometheus would read, by name and service."""
+    with urllib.request.urlopen(url, timeout=10) as response:
+        text = response.read().decode()
+    return {
+        (sample.name, sample.labels.get("service", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
 
 
 async def test_a_failpoint_ends_the_process_before_the_answer(world: World) -> None:
