@@ -19,6 +19,18 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "hmi"
 
+# A status travels in trailing metadata, of which a call has 8 KiB by default; text that a caller
+# sent comes back in up to three places.
+_MAX_TEXT_BYTES = 512
+
+
+def _cut(text: str) -> str:
+    """At most `_MAX_TEXT_BYTES` of UTF-8, cut between characters."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= _MAX_TEXT_BYTES:
+        return data.decode()
+    return data[: _MAX_TEXT_BYTES - 3].decode("utf-8", "ignore") + "…"
+
 
 class HmiError(Exception):
     """An error with a gRPC status.
@@ -42,13 +54,15 @@ class HmiError(Exception):
         return [error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN)]
 
     def to_status(self) -> status_pb2.Status:
-        """This error as google.rpc.Status."""
+        """This error as google.rpc.Status, its texts cut to what a call's metadata can carry."""
         packed = []
         for detail in self.details():
             any_message = any_pb2.Any()
             any_message.Pack(detail)  # type: ignore[arg-type]
             packed.append(any_message)
-        return status_pb2.Status(code=self.code.value[0], message=self.message, details=packed)
+        return status_pb2.Status(
+            code=self.code.value[0], message=_cut(self.message), details=packed
+        )
 
 
 class InvalidArgument(HmiError):
@@ -64,7 +78,7 @@ class InvalidArgument(HmiError):
 
     def details(self) -> list[error_details_pb2.ErrorInfo | object]:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=self.field, description=self.description
+            field=_cut(self.field), description=_cut(self.description)
         )
         return [*super().details(), error_details_pb2.BadRequest(field_violations=[violation])]
 
@@ -142,7 +156,7 @@ class ResourceExhausted(_Retryable):
         if not self.subject:
             return super().details()
         violation = error_details_pb2.QuotaFailure.Violation(
-            subject=self.subject, description=self.message
+            subject=_cut(self.subject), description=_cut(self.message)
         )
         return [*super().details(), error_details_pb2.QuotaFailure(violations=[violation])]
 

@@ -13,13 +13,18 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def is_name(value: str) -> bool:
+    """Whether `value` keeps the rule for names: what does not can be the name of nothing."""
+    return _NAME.fullmatch(value) is not None
+
+
 def check_name(field: str, value: str) -> str:
     """`value`, if it is a name: 1 to 63 of a-z, 0-9 and '-', starting with a letter.
 
     Raises:
         InvalidArgument: naming `field`.
     """
-    if not _NAME.fullmatch(value):
+    if not is_name(value):
         raise InvalidArgument(field, "must be 1 to 63 of a-z, 0-9 and '-', starting with a letter")
     return value
 

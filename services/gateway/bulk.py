@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hmi.admin.v1 import model_pb2, resources_pb2
 from services.common.errors import DataLoss, DeadlineExceeded, HmiError, InvalidArgument
 from services.gateway.domain import Base
-from services.gateway.uploads import Checked, VersionUploads
+from services.gateway.uploads import CallerCheck, Checked, VersionUploads
 
 GROUP_VERSIONS = 128
 Outcome = resources_pb2.Version | HmiError
@@ -51,12 +51,16 @@ class BulkUpload:
     """One UploadVersions call.
 
     Args:
+        check_caller: Asked at each header and before each commit.
         idle_s: How long a begun upload may wait for its next bytes.
     """
 
-    def __init__(self, uploads: VersionUploads, tenant: str, idle_s: float) -> None:
+    def __init__(
+        self, uploads: VersionUploads, tenant: str, check_caller: CallerCheck, idle_s: float
+    ) -> None:
         self._uploads = uploads
         self._tenant = tenant
+        self._check_caller = check_caller
         self._idle_s = idle_s
         self._arrived: asyncio.Queue[_Arriving | None] = asyncio.Queue(GROUP_VERSIONS)
         self._latest: _Arriving | None = None
@@ -70,6 +74,7 @@ class BulkUpload:
         Raises:
             InvalidArgument: Bytes before the first header, or after an upload's last.
             DeadlineExceeded: A begun upload does not go on.
+            Unauthenticated, Unavailable: `check_caller` said so; nothing more is committed.
         """
         reader = asyncio.create_task(self._read(parts))
         try:
@@ -127,6 +132,7 @@ class BulkUpload:
             raise DeadlineExceeded(f"nothing came for {self._idle_s} s", reason="IDLE") from None
 
     async def _begin(self, position: int, header: model_pb2.UploadHeader) -> _Arriving:
+        self._check_caller()
         entry = _Arriving(position, header, None, 0, bytearray())
         try:
             entry.base = self._uploads.check_header(header)
@@ -159,6 +165,7 @@ class BulkUpload:
         passed = [result for result in results if isinstance(result, Checked)]
         committed: list[Outcome] = []
         if passed:
+            self._check_caller()
             try:
                 committed = await self._uploads.commit(passed)
             except HmiError as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from hmi.admin.v1 import resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.errors import FailedPrecondition, NotFound
+from services.common.ids import is_name
 from services.gateway.domain import Base, Version
 
 logger = logging.getLogger(__name__)
@@ -212,6 +213,8 @@ class Mirror:
         Raises:
             NotFound: There is none; another tenant's is none.
         """
+        if not is_name(name):
+            raise NotFound("there is no model of that name", reason="MODEL_NOT_FOUND")
         model = self.state.models.get(tenant, {}).get(name)
         if model is None or model.pb is None:
             raise NotFound(f"there is no model '{name}'", reason="MODEL_NOT_FOUND")

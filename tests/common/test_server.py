@@ -84,6 +84,19 @@ async def test_an_error_arrives_with_its_status_and_details(
     assert again.to_status() == error.to_status()
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "€", "\U0001f600"])
+async def test_an_error_with_a_long_text_keeps_its_status(letter: str) -> None:
+    text = letter * 20_000
+    for error in (InvalidArgument(text, text), ResourceExhausted(text, subject=text)):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(Raising(error))
+        assert caught.value.code() == error.code
+        again = from_rpc_error(caught.value)
+        assert again.reason == error.reason
+        assert again.message.startswith(letter)
+        assert len(again.message.encode()) < 1100
+
+
 async def test_an_unexpected_error_says_nothing_of_its_text() -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(Raising(ValueError("password is hunter2")))

@@ -10,6 +10,9 @@ import grpc.aio
 import numpy as np
 import pytest
 
+from hmi.admin.v1 import model_pb2, tenant_pb2
+from hmi.admin.v1.model_pb2_grpc import ModelServiceStub
+from hmi.admin.v1.tenant_pb2_grpc import TenantServiceStub
 from hmi.executor.v1 import executor_pb2
 from hmi.inference.v1 import inference_pb2 as pb
 from hmi.knowledge.v1 import knowledge_pb2
@@ -17,9 +20,11 @@ from services.gateway.link import Link
 from services.gateway.mirror import Mirror
 from services.gateway.predictor import Predictor, Question
 from tests.fakes import fake_logits
+from tests.gateway.blobs import lora_blob
 from tests.gateway.conftest import Stack, unique, until
 from tests.gateway.test_faults import used
 from tests.gateway.test_predict import Served, expect, request, served
+from tests.gateway.test_uploads import bulk_parts, header
 
 __all__ = ["served"]
 
@@ -130,3 +135,37 @@ async def test_a_defect_at_one_item_leaves_the_stream_open(
     outcomes = {response.item_id: response async for response in call}
     assert outcomes[0].error.code == grpc.StatusCode.INTERNAL.value[0]
     assert outcomes[1].HasField("prediction")
+
+
+async def revoke(stack: Stack, tenant: str) -> None:
+    await TenantServiceStub(stack.channel).RevokeApiKey(
+        tenant_pb2.RevokeApiKeyRequest(key_id=f"key-{tenant}"), metadata=stack.as_admin
+    )
+
+
+async def test_a_revoked_key_uploads_nothing_more_through_an_open_stream(stack: Stack) -> None:
+    tenant = unique("acme")
+    await stack.add_tenant(tenant)
+    models = ModelServiceStub(stack.channel)
+    blobs = [lora_blob(seed) for seed in (700, 701)]
+    single = models.UploadVersion(metadata=stack.metadata(tenant))
+    await single.write(model_pb2.UploadVersionRequest(header=header(blobs[0], model="single")))
+    bulk = models.UploadVersions(metadata=stack.metadata(tenant))
+    for part in bulk_parts([(header(blobs[0], model="first"), blobs[0])]):
+        await bulk.write(part)
+    assert (await bulk.read()).version.model == "first"
+    await bulk.write(model_pb2.UploadVersionsRequest(header=header(blobs[1], model="second")))
+    await revoke(stack, tenant)
+    await single.write(model_pb2.UploadVersionRequest(chunk=blobs[0]))
+    await single.done_writing()
+    await expect(grpc.StatusCode.UNAUTHENTICATED, single)
+    await bulk.write(model_pb2.UploadVersionsRequest(chunk=blobs[1]))
+    await expect(grpc.StatusCode.UNAUTHENTICATED, bulk.read())
+    assert set(stack.app.mirror.state.models[tenant]) == {"first"}
+
+
+async def test_a_name_of_many_bytes_is_not_found_like_any_other(served: Served) -> None:
+    stack, tenant, _ = served
+    for name in ("x" * 20_000, "é" * 20_000, "../up", ""):
+        call = stack.inference.Predict(request(name, "cat"), metadata=stack.metadata(tenant))
+        await expect(grpc.StatusCode.NOT_FOUND, call)

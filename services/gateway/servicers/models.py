@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -104,16 +105,21 @@ class ModelServicer(ModelServiceServicer):
     async def UploadVersion(
         self, request_iterator: AsyncIterator[pb.UploadVersionRequest], context: Context
     ) -> pb.UploadVersionResponse:
-        tenant = self._tenant(context)
+        caller = self._auth.tenant_caller(context.invocation_metadata())
         messages = kept_alive(aiter(request_iterator), self._idle_s)
         header = await _header(messages)
-        version = await self._uploads.upload(tenant, header, _chunks(messages))
+        check_caller = partial(self._auth.check_still_valid, caller)
+        check_caller()
+        chunks = _chunks(messages)
+        version = await self._uploads.upload(caller.tenant, header, chunks, check_caller)
         return pb.UploadVersionResponse(version=version)
 
     async def UploadVersions(
         self, request_iterator: AsyncIterator[pb.UploadVersionsRequest], context: Context
     ) -> AsyncIterator[pb.UploadVersionsResponse]:
-        bulk = BulkUpload(self._uploads, self._tenant(context), self._idle_s)
+        caller = self._auth.tenant_caller(context.invocation_metadata())
+        check_caller = partial(self._auth.check_still_valid, caller)
+        bulk = BulkUpload(self._uploads, caller.tenant, check_caller, self._idle_s)
         async with aclosing(bulk.run(aiter(request_iterator))) as outcomes:
             async for position, outcome in outcomes:
                 if isinstance(outcome, HmiError):
