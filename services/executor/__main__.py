@@ -82,7 +82,7 @@ async def main(settings: ExecutorSettings) -> None:
     """Serve until a signal comes or the parent is gone, then drain and stop.
 
     Raises:
-        ExceptionGroup: Of what kept it from serving: HmiError (a base of the store cannot be
+        ExceptionGroup: Of what kept it from serving: HmiError (no base of the store can be
             served), OSError (the port), RuntimeError (the engine failed).
     """
     serving = asyncio.create_task(_serve(settings))

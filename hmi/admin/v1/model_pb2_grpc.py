@@ -237,7 +237,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetPinned(self, request, context):
-        """SetPinned keeps a model resident in device memory, or no longer.
+        """SetPinned keeps a model resident in device memory, or no longer. An executor gives pinned models at most half of
+        its memory for adapters; those beyond that come and go like others.
 
         Errors: NOT_FOUND.
         """

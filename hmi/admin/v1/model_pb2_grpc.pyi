@@ -92,7 +92,8 @@ class ModelServiceStub:
     Errors: NOT_FOUND, FAILED_PRECONDITION (there is none, or its version was deleted).
     """
     SetPinned: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.SetPinnedRequest, hmi.admin.v1.model_pb2.SetPinnedResponse]
-    """SetPinned keeps a model resident in device memory, or no longer.
+    """SetPinned keeps a model resident in device memory, or no longer. An executor gives pinned models at most half of
+    its memory for adapters; those beyond that come and go like others.
 
     Errors: NOT_FOUND.
     """
@@ -177,7 +178,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Errors: NOT_FOUND, FAILED_PRECONDITION (there is none, or its version was deleted).
     """
     SetPinned: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.SetPinnedRequest, hmi.admin.v1.model_pb2.SetPinnedResponse]  # type: ignore[assignment]
-    """SetPinned keeps a model resident in device memory, or no longer.
+    """SetPinned keeps a model resident in device memory, or no longer. An executor gives pinned models at most half of
+    its memory for adapters; those beyond that come and go like others.
 
     Errors: NOT_FOUND.
     """
@@ -337,7 +339,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.admin.v1.model_pb2.SetPinnedRequest,
         context: _ServicerContext,
     ) -> typing.Union[hmi.admin.v1.model_pb2.SetPinnedResponse, collections.abc.Awaitable[hmi.admin.v1.model_pb2.SetPinnedResponse]]:
-        """SetPinned keeps a model resident in device memory, or no longer.
+        """SetPinned keeps a model resident in device memory, or no longer. An executor gives pinned models at most half of
+        its memory for adapters; those beyond that come and go like others.
 
         Errors: NOT_FOUND.
         """

@@ -85,8 +85,8 @@ class Adapters(Protocol):
         ...
 
     def pin(self, keys: frozenset[ModelKey]) -> None:
-        """Load these and keep them in device memory; those of the last call that are not among
-        them may leave. Never blocks."""
+        """Load these and keep them in device memory, as many as it lets be kept; those of the last
+        call that are not among them may leave. Never blocks."""
         ...
 
     def forget(self, key: ModelKey) -> None:
