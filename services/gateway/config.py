@@ -59,8 +59,18 @@ class GatewaySettings(ServiceSettings):
     stream_window: int = Field(
         512, gt=0, description="Items of one StreamPredict call in work at a time."
     )
-    max_text_chars: int = Field(
-        200_000, gt=0, description="Longest text, in code points, that is tokenized at all."
+    max_chars_per_token: int = Field(
+        32,
+        gt=0,
+        description=(
+            "Code points of a text, for each token that its base reads, beyond which the text is "
+            "refused without being tokenized: time goes with length, and such a text is too long."
+        ),
+    )
+    max_answer_scores: int = Field(
+        400_000,  # twice 64 bytes and framing each, for the longest labels of a multi-label model
+        gt=0,
+        description="Labels times inputs of one answer: it must fit into a message of 64 MiB.",
     )
     default_deadline_s: float = Field(
         60.0, gt=0, description="Time to answer where the caller set no deadline."

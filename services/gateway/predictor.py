@@ -85,7 +85,8 @@ class Predictor:
         """Every text's prediction, in their order, with the one version that made them.
 
         Raises:
-            InvalidArgument: No text, too many, or one that is wrong; the field is named.
+            InvalidArgument: No text, too many (for the labels, too), or one that is wrong; the
+                field is named.
             NotFound, FailedPrecondition: No such model, or no version of it to use.
             ResourceExhausted, Unavailable, DeadlineExceeded: Quota, overload, time.
         """
@@ -118,12 +119,25 @@ class Predictor:
         version = self._mirror.version(question.tenant, question.model, question.version)
         base = self._mirror.base_of(version)
         takes_pairs = version.task not in _SINGLE_TEXT_TASKS
-        check_texts(question.texts, settings.max_text_chars, takes_pairs=takes_pairs)
+        max_chars = settings.max_chars_per_token * base.max_tokens
+        check_texts(question.texts, max_chars, takes_pairs=takes_pairs)
+        self._check_answer_size(question, version)
         self._limits.admit_request(tenant)
         wanted_s = question.timeout_s
         timeout_s = settings.default_deadline_s if wanted_s is None else wanted_s
         timeout_s = min(timeout_s, settings.max_deadline_s)
         return _Admitted(question, tenant, version, base, started, self._loop.time() + timeout_s)
+
+    def _check_answer_size(self, question: Question, version: Version) -> None:
+        """Tags come as spans, of which a text has few; every other label has a score a text."""
+        if version.task == resources_pb2.TASK_TOKEN_CLASSIFICATION or not version.labels:
+            return
+        most = max(1, self._settings.max_answer_scores // len(version.labels))
+        if len(question.texts) > most:
+            raise InvalidArgument(
+                "inputs",
+                f"must hold at most {most} inputs for a model of {len(version.labels)} labels",
+            )
 
     async def _answer_pieces(
         self, admitted: _Admitted, pieces: list[Sequence[Text]]
@@ -146,6 +160,8 @@ class Predictor:
         self, admitted: _Admitted, texts: Sequence[Text]
     ) -> list[pb.Prediction]:
         try:
+            # What finds no room costs no tokenization; and what took it meanwhile counts too.
+            self._check_room(admitted.tenant, len(texts))
             encoded = await self._tokenization.encode(
                 admitted.base, texts, with_offsets=admitted.with_offsets
             )

@@ -35,7 +35,7 @@ def check_texts(texts: Sequence[Text], max_chars: int, *, takes_pairs: bool) -> 
         if not text.text:
             raise InvalidArgument(text.field, "must not be empty")
         if len(text.text) > max_chars:
-            raise InvalidArgument(text.field, f"is longer than {max_chars} characters")
+            raise _too_long(text.field, max_chars)
         if text.pair is None:
             continue
         if not takes_pairs:
@@ -43,7 +43,12 @@ def check_texts(texts: Sequence[Text], max_chars: int, *, takes_pairs: bool) -> 
         if not text.pair:
             raise InvalidArgument(text.pair_field, "must not be empty")
         if len(text.pair) > max_chars:
-            raise InvalidArgument(text.pair_field, f"is longer than {max_chars} characters")
+            raise _too_long(text.pair_field, max_chars)
+
+
+def _too_long(field: str, max_chars: int) -> InvalidArgument:
+    message = f"is longer than {max_chars} characters, more than the base reads"
+    return InvalidArgument(field, message, reason="TEXT_TOO_LONG")
 
 
 def check_lengths(texts: Sequence[Text], encoded: Sequence[Encoded], max_tokens: int) -> None:
@@ -89,6 +94,7 @@ class _Batcher:
         self._pool = pool
         self._num_free = num_threads
         self._waiting: deque[_Job] = deque()
+        self._alone: deque[_Job] = deque()
 
     def encode(self, texts: Sequence[Text], with_offsets: bool) -> asyncio.Future[list[Encoded]]:
         future: asyncio.Future[list[Encoded]] = asyncio.get_running_loop().create_future()
@@ -97,19 +103,24 @@ class _Batcher:
         return future
 
     def _start(self) -> None:
-        while self._num_free and self._waiting:
-            jobs, num_texts = [], 0
-            while self._waiting and num_texts < BATCH_TEXTS:
-                job = self._waiting.popleft()
-                if not job.future.done():  # the caller may have gone
-                    jobs.append(job)
-                    num_texts += len(job.texts)
-            if not jobs:
-                return
+        while self._num_free and (jobs := self._next_jobs()):
             self._num_free -= 1
             loop = asyncio.get_running_loop()
             work = loop.run_in_executor(self._pool, self._encode_jobs, jobs)
             work.add_done_callback(partial(self._finish, jobs))
+
+    def _next_jobs(self) -> list[_Job]:
+        """One that failed in a batch, or a batch; none if nothing waits."""
+        while self._alone:
+            if not (job := self._alone.popleft()).future.done():  # the caller may have gone
+                return [job]
+        jobs, num_texts = list[_Job](), 0
+        while self._waiting and num_texts < BATCH_TEXTS:
+            job = self._waiting.popleft()
+            if not job.future.done():
+                jobs.append(job)
+                num_texts += len(job.texts)
+        return jobs
 
     def _encode_jobs(self, jobs: list[_Job]) -> list[list[Encoded]]:
         """Runs in a thread."""
@@ -133,13 +144,17 @@ class _Batcher:
     def _finish(self, jobs: list[_Job], done: asyncio.Future[list[list[Encoded]]]) -> None:
         self._num_free += 1
         error = done.exception()
-        for position, job in enumerate(jobs):
-            if job.future.done():
-                continue
-            if error is not None:
-                job.future.set_exception(error)
-            else:
-                job.future.set_result(done.result()[position])
+        if error is not None and len(jobs) > 1:
+            # One job's text may be the cause: each tries again alone, ahead of the others.
+            self._alone.extend(jobs)
+        else:
+            for position, job in enumerate(jobs):
+                if job.future.done():
+                    continue
+                if error is not None:
+                    job.future.set_exception(error)
+                else:
+                    job.future.set_result(done.result()[position])
         self._start()
 
 

@@ -363,3 +363,16 @@ def test_admission_needs_no_torch() -> None:
     code = "import sys, services.common.adapter_format; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert INNER > HIDDEN
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[f"l{i}" for i in range(1025)], [f"{i:03}" + "€" * 197 for i in range(120)]],
+    ids=["count", "bytes"],
+)
+def test_labels_are_bounded_for_every_answer_repeats_them(labels: list[str]) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        admit(blob(labels=labels), BASE)
+    assert caught.value.field == "labels"
+    assert "shape" not in caught.value.message
+    assert " are served" in caught.value.message or "bytes together" in caught.value.message

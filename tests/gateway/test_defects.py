@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from hmi.admin.v1 import model_pb2, tenant_pb2
 from hmi.admin.v1.model_pb2_grpc import ModelServiceStub
@@ -16,14 +19,17 @@ from hmi.admin.v1.tenant_pb2_grpc import TenantServiceStub
 from hmi.executor.v1 import executor_pb2
 from hmi.inference.v1 import inference_pb2 as pb
 from hmi.knowledge.v1 import knowledge_pb2
+from services.gateway import tokenization
+from services.gateway.domain import Text
 from services.gateway.link import Link
 from services.gateway.mirror import Mirror
 from services.gateway.predictor import Predictor, Question
+from services.gateway.tokenization import Tokenization
 from tests.fakes import fake_logits
 from tests.gateway.blobs import lora_blob
-from tests.gateway.conftest import Stack, unique, until
+from tests.gateway.conftest import Stack, tokenizer_json, unique, until
 from tests.gateway.test_faults import used
-from tests.gateway.test_predict import Served, expect, request, served
+from tests.gateway.test_predict import Served, expect, request, served, violation
 from tests.gateway.test_uploads import bulk_parts, header
 
 __all__ = ["served"]
@@ -169,3 +175,65 @@ async def test_a_name_of_many_bytes_is_not_found_like_any_other(served: Served) 
     for name in ("x" * 20_000, "é" * 20_000, "../up", ""):
         call = stack.inference.Predict(request(name, "cat"), metadata=stack.metadata(tenant))
         await expect(grpc.StatusCode.NOT_FOUND, call)
+
+
+async def test_an_answer_of_too_many_scores_is_refused_at_the_door(stack: Stack) -> None:
+    tenant = unique("acme")
+    await stack.add_tenant(tenant)
+    labels = tuple(f"label-{i}" for i in range(1000))
+    await stack.add_model(tenant, "wide", labels=labels)
+    executor = await stack.executor()
+    call = stack.inference.Predict(
+        request("wide", *["cat"] * 401), metadata=stack.metadata(tenant), timeout=20
+    )
+    error = await expect(grpc.StatusCode.INVALID_ARGUMENT, call)
+    assert violation(error) == "inputs"
+    assert executor.submits == []
+
+
+async def test_a_full_queue_costs_no_tokenization(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = unique("acme")
+    await stack.add_tenant(tenant, max_queued_items=1)
+    await stack.add_model(tenant, "topic")
+    executor = await stack.executor(window=4)
+    executor.gate.clear()
+    running = [
+        asyncio.ensure_future(
+            stack.inference.Predict(request("topic", "cat"), metadata=stack.metadata(tenant))
+        )
+        for _ in range(2)
+    ]
+    await until(lambda: len(executor.submits) == 1 and len(stack.app.router.queue) == 1)
+
+    async def encode(*_: Any, **__: Any) -> Any:
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(Tokenization, "encode", encode)
+    call = stack.inference.Predict(request("topic", "cat"), metadata=stack.metadata(tenant))
+    await expect(grpc.StatusCode.RESOURCE_EXHAUSTED, call)
+    executor.gate.set()
+    await asyncio.gather(*running)
+
+
+async def test_a_text_that_breaks_the_tokenizer_fails_its_own_job_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenization, "_input", input_of)
+    tokenizer = tokenization.without_limits(Tokenizer.from_str(tokenizer_json().decode()))
+    with ThreadPoolExecutor(1) as pool:
+        batcher = tokenization._Batcher(tokenizer, pool, 1)
+        jobs = [
+            batcher.encode([Text(text, None, "text", "pair")], False)
+            for text in ("the", "cat", "broken", "sat")
+        ]
+        answers = await asyncio.gather(*jobs, return_exceptions=True)
+    assert [answer[0].ids for i, answer in enumerate(answers) if i != 2] == [
+        [2, 4, 3], [2, 5, 3], [2, 6, 3],
+    ]  # fmt: skip
+    assert isinstance(answers[2], TypeError)
+
+
+def input_of(text: Text) -> Any:
+    return None if text.text == "broken" else text.text

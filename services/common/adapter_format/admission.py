@@ -172,6 +172,9 @@ def _labels(value: object, task: Task, limits: Limits) -> tuple[str, ...]:
         raise InvalidArgument("labels", f"each has 1 to {_MAX_LABEL_CHARS} characters")
     if len(labels) > limits.max_labels:
         raise InvalidArgument("labels", f"at most {limits.max_labels} are served")
+    if sum(len(label.encode("utf-8", "replace")) for label in labels) > limits.max_label_bytes:
+        # Every answer repeats them.
+        raise InvalidArgument("labels", f"have more than {limits.max_label_bytes} bytes together")
     if task is Task.EMBEDDING and labels:
         raise InvalidArgument("labels", "an embedding has none")
     if task not in (Task.EMBEDDING, Task.REGRESSION) and not labels:

@@ -43,7 +43,8 @@ class Limits:
     max_tensors: int = 20_000
     max_rank: int = 256
     max_bottleneck: int = 1024
-    max_labels: int = 4096
+    max_labels: int = 1024
+    max_label_bytes: int = 64 << 10  # of all labels together, in UTF-8
     max_scale: float = 10_000.0  # of an adapter's output; those in use are below 100
 
 
