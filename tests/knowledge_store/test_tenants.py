@@ -14,13 +14,16 @@ from hmi.knowledge.v1 import knowledge_pb2 as pb
 from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
 from services.common.errors import InvalidArgument
 from services.common.knowledge import open_channel
+from services.knowledge_store.metadata import transaction
 from tests.knowledge_store.stores import (
     ADMIN_SECRET,
     Store,
+    View,
     add_base,
     add_tenant,
     create,
     fails,
+    follow,
     new_key,
     new_version,
     push,
@@ -125,6 +128,36 @@ async def test_deleting_a_tenant_deletes_all_that_is_its_own_and_nothing_else(
     assert view["model"] == ["other/topics"]
     assert view["version"] == ["other/topics/1"]
     assert view["base"] == ["minilm"]
+
+
+async def test_what_is_too_much_for_one_change_is_deleted_in_several_keys_first(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = await add_base(store)
+    await add_tenant(store)
+    await store.blobs.write(b"one")
+    await create(store, *(new_version(base, b"one", f"m{n}") for n in range(100)))
+    await create(store, *(new_version(base, b"one", "deep") for _ in range(200)))
+    monkeypatch.setattr(transaction, "MAX_CHANGE_BYTES", 4_000)
+    view = await snapshot(store)
+    first = view.revision
+    await store.stub.DeleteModel(pb.DeleteModelRequest(tenant="acme", model="deep"))
+    await follow(store, view, lambda view: "acme/deep" not in view["model"])
+    assert view.revision > first + 1
+    assert len(view["version"]) == 100
+    between = view.revision
+    await store.stub.DeleteTenant(pb.DeleteTenantRequest(tenant="acme"))
+    keys_by_revision: list[list[str]] = []
+
+    def is_gone(view: View) -> bool:
+        keys_by_revision.append(view["key"])
+        return not view["tenant"]
+
+    await follow(store, view, is_gone)
+    assert view.revision > between + 1
+    assert keys_by_revision[0] == ["admin"]
+    assert (view["model"], view["version"]) == ([], [])
+    assert view.num_snapshots == 1
 
 
 async def test_a_tenant_of_a_deleted_ones_name_does_not_get_its_numbers_or_requests(

@@ -157,7 +157,8 @@ class KnowledgeServiceServicer:
     def PutKey(self, request, context):
         """PutKey adds a key or revokes one.
 
-        Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id).
+        Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id),
+        FAILED_PRECONDITION (it is the last admin key: not revoked).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,7 +234,8 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """DeleteModel deletes a model and its versions; a model of that name made later goes on with the numbers.
+        """DeleteModel deletes a model and its versions, like DeleteTenant in several transactions where one would be too
+        large; a model of that name made later goes on with the numbers.
 
         Errors: NOT_FOUND.
         """

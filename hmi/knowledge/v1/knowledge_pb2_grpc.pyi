@@ -44,7 +44,8 @@ class KnowledgeServiceStub:
     PutKey: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutKeyRequest, hmi.knowledge.v1.knowledge_pb2.PutKeyResponse]
     """PutKey adds a key or revokes one.
 
-    Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id).
+    Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id),
+    FAILED_PRECONDITION (it is the last admin key: not revoked).
     """
     PutBase: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutBaseRequest, hmi.knowledge.v1.knowledge_pb2.PutBaseResponse]
     """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
@@ -88,7 +89,8 @@ class KnowledgeServiceStub:
     Errors: NOT_FOUND, FAILED_PRECONDITION (it gets traffic).
     """
     DeleteModel: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.DeleteModelRequest, hmi.knowledge.v1.knowledge_pb2.DeleteModelResponse]
-    """DeleteModel deletes a model and its versions; a model of that name made later goes on with the numbers.
+    """DeleteModel deletes a model and its versions, like DeleteTenant in several transactions where one would be too
+    large; a model of that name made later goes on with the numbers.
 
     Errors: NOT_FOUND.
     """
@@ -150,7 +152,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     PutKey: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutKeyRequest, hmi.knowledge.v1.knowledge_pb2.PutKeyResponse]  # type: ignore[assignment]
     """PutKey adds a key or revokes one.
 
-    Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id).
+    Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id),
+    FAILED_PRECONDITION (it is the last admin key: not revoked).
     """
     PutBase: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutBaseRequest, hmi.knowledge.v1.knowledge_pb2.PutBaseResponse]  # type: ignore[assignment]
     """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
@@ -194,7 +197,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     Errors: NOT_FOUND, FAILED_PRECONDITION (it gets traffic).
     """
     DeleteModel: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.DeleteModelRequest, hmi.knowledge.v1.knowledge_pb2.DeleteModelResponse]  # type: ignore[assignment]
-    """DeleteModel deletes a model and its versions; a model of that name made later goes on with the numbers.
+    """DeleteModel deletes a model and its versions, like DeleteTenant in several transactions where one would be too
+    large; a model of that name made later goes on with the numbers.
 
     Errors: NOT_FOUND.
     """
@@ -271,7 +275,8 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.PutKeyResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.PutKeyResponse]]:
         """PutKey adds a key or revokes one.
 
-        Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id).
+        Errors: INVALID_ARGUMENT (a field), NOT_FOUND (tenant or key), ALREADY_EXISTS (another key has its id),
+        FAILED_PRECONDITION (it is the last admin key: not revoked).
         """
 
     @abc.abstractmethod
@@ -363,7 +368,8 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.knowledge.v1.knowledge_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.DeleteModelResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.DeleteModelResponse]]:
-        """DeleteModel deletes a model and its versions; a model of that name made later goes on with the numbers.
+        """DeleteModel deletes a model and its versions, like DeleteTenant in several transactions where one would be too
+        large; a model of that name made later goes on with the numbers.
 
         Errors: NOT_FOUND.
         """

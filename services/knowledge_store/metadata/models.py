@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.knowledge_store.metadata.database import Database
+from services.knowledge_store.metadata.deletions import delete_model
 from services.knowledge_store.metadata.kinds import MODELS, VERSIONS, model_name, version_name
-from services.knowledge_store.metadata.tenants import delete_model
 from services.knowledge_store.metadata.transaction import Transaction
 
 _ALL_PERCENT = 100
@@ -94,16 +94,17 @@ class Models:
         await self._change(tenant, model, change)
 
     async def delete(self, tenant: str, model: str) -> None:
-        """Delete a model and its versions.
+        """Delete a model and its versions, in as many changes as it takes.
 
         Raises:
             NotFound: The model.
         """
 
-        async def delete(transaction: Transaction) -> None:
-            await delete_model(transaction, await _existing(transaction, tenant, model))
+        async def delete(transaction: Transaction) -> bool:
+            return await delete_model(transaction, await _existing(transaction, tenant, model))
 
-        await self._database.change(delete)
+        while not await self._database.change(delete):
+            pass
 
     async def _change(
         self, tenant: str, model: str, edit: Callable[[Transaction, rpb.Model], Awaitable[None]]

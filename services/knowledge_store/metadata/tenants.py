@@ -15,15 +15,8 @@ from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from services.common.ids import check_name
 from services.knowledge_store.metadata.database import Database
-from services.knowledge_store.metadata.kinds import (
-    KEYS,
-    MODELS,
-    TENANTS,
-    VERSIONS,
-    keys_of,
-    models_of,
-    versions_of_model,
-)
+from services.knowledge_store.metadata.deletions import delete_tenant
+from services.knowledge_store.metadata.kinds import KEYS, TENANTS, keys_of
 from services.knowledge_store.metadata.transaction import Transaction
 
 ADMIN_KEY_ID = "admin"
@@ -108,28 +101,17 @@ class Tenants:
         return await self._database.change(update)
 
     async def delete(self, name: str) -> None:
-        """Delete a tenant with its keys, models and versions.
+        """Delete a tenant with its keys, models and versions, in as many changes as it takes.
 
         Raises:
             NotFound: The tenant.
         """
 
-        async def delete(transaction: Transaction) -> None:
-            tenant = await existing_tenant(transaction, name)
-            # In this order in the change: what refers to others before what it refers to.
-            for model_name in await self._load(transaction, name):
-                model = await transaction.get(MODELS, model_name)
-                if model is not None:
-                    await delete_model(transaction, model)
-            key_ids = await transaction.names(keys_of(name))
-            await transaction.load(KEYS, key_ids)
-            for key_id in key_ids:
-                key = await transaction.get(KEYS, key_id)
-                if key is not None:
-                    transaction.delete(KEYS, key)
-            transaction.delete(TENANTS, tenant)
+        async def delete(transaction: Transaction) -> bool:
+            return await delete_tenant(transaction, await existing_tenant(transaction, name))
 
-        await self._database.change(delete)
+        while not await self._database.change(delete):
+            pass
 
     async def add_key(self, key: pb.Key) -> rpb.ApiKey:
         """Add a key. The same key again is answered as it was.
@@ -189,12 +171,6 @@ class Tenants:
 
         await self._database.change(set_key)
 
-    @staticmethod
-    async def _load(transaction: Transaction, tenant: str) -> list[str]:
-        names = await transaction.names(models_of(tenant))
-        await transaction.load(MODELS, names)
-        return names
-
 
 async def existing_tenant(transaction: Transaction, name: str) -> rpb.Tenant:
     """The tenant.
@@ -206,18 +182,6 @@ async def existing_tenant(transaction: Transaction, name: str) -> rpb.Tenant:
     if tenant is None:
         raise NotFound(f"there is no tenant {name}", reason="TENANT_NOT_FOUND")
     return tenant
-
-
-async def delete_model(transaction: Transaction, model: rpb.Model) -> None:
-    """Delete a model and its versions; its numbers stay used."""
-    names = await transaction.names(versions_of_model(model.tenant, model.name))
-    await transaction.load(VERSIONS, names)
-    for name in names:
-        version = await transaction.get(VERSIONS, name)
-        if version is not None:
-            transaction.delete(VERSIONS, version)
-    transaction.set_last_version(MODELS.name(model), model.last_version)
-    transaction.delete(MODELS, model)
 
 
 async def _valid_admin_keys(transaction: Transaction) -> set[str]:

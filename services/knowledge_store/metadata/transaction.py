@@ -25,6 +25,8 @@ M = TypeVar("M", bound=Message)
 
 # A revision is one message of a watch; with room to the 64 MiB that a message may have.
 MAX_CHANGE_BYTES = 16 << 20
+# What a deletion takes in it beside what names the resource, at most.
+_FRAME_BYTES = 16
 
 
 class Transaction:
@@ -44,6 +46,13 @@ class Transaction:
         self._written: dict[tuple[str, str], tuple[Kind[Any], Message, bool]] = {}
         self._remembered: list[tuple[str, bytes, int]] = []
         self._last_versions: dict[str, int] = {}
+        self._deleted_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether further deletions should wait for another transaction: this one's revision,
+        with room to spare, would otherwise come near what one may hold."""
+        return self._deleted_bytes > MAX_CHANGE_BYTES // 2
 
     async def load(self, kind: Kind[M], names: Iterable[str]) -> None:
         """Read many in one round trip; `get` then answers from memory."""
@@ -97,6 +106,7 @@ class Transaction:
         key = (kind.hash_key, kind.name(message))
         self._read[key] = None
         self._written[key] = (kind, message, True)
+        self._deleted_bytes += kind.bare(message).ByteSize() + _FRAME_BYTES
 
     def remember(self, key: str, value: bytes, *, ttl_s: int) -> None:
         """Keep a value for a while."""
