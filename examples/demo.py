@@ -19,19 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
-from rich.progress import Progress as Bars
-from rich.progress import TaskID
 from rich.table import Table
 
+from examples.steps import Steps, Stoppable
 from hmi import AsyncClient, Client, HmiError
 from hmi.bases import minilm_directory
 from hmi.client import Classification, Prediction, Provenance, TokenTags
 from hmi.stack import DEFAULT_BASE, LocalStack
 from hmi.supervisor import StackError
 from services.common import errors
-from services.executor.train import EpochLines, Progress, ProgressBar, TrainOptions, TrainReport
-from services.executor.train.progress import bars_on
+from services.executor.train import TrainOptions, TrainReport
 from services.executor.train.run import train
 
 HERE = Path(__file__).parent
@@ -131,66 +130,6 @@ def run(console: Console) -> None:
     )
 
 
-class Steps:
-    """Shows what is going on: bars on a terminal, a plain line a step in a file or a pipe."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars: Bars | None = bars_on(console) if console.is_terminal else None
-        self._tasks: dict[str, TaskID] = {}
-
-    def begin(self, title: str, *, total: int | None, status: str) -> None:
-        """A step begins; of `total` parts, if their number is known."""
-        if self._bars is None:
-            self._say(f"{title}: {status}")
-        else:
-            self._tasks[title] = self._bars.add_task(title, total=total, status=status)
-
-    def advance(self, title: str, *, status: str) -> None:
-        """A part of a step is done; the only one, if their number was not known."""
-        if self._bars is None:
-            self._say(f"{title}: {status}")
-            return
-        task = self._tasks[title]
-        if self._bars.tasks[self._bars.task_ids.index(task)].total is None:
-            self._bars.update(task, total=1)
-        self._bars.update(task, advance=1, status=status)
-
-    def training(self, title: str) -> Progress:
-        """How one training is shown."""
-        if self._bars is None:
-            return EpochLines(title, self._say)
-        return ProgressBar(title, self._bars)
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def __enter__(self) -> Steps:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-
-class Stoppable:
-    """Ends a training once the demonstration has failed elsewhere; passes on everything else."""
-
-    def __init__(self, shown: Progress, stop: threading.Event) -> None:
-        self.start = shown.start
-        self.epoch = shown.epoch
-        self.finish = shown.finish
-        self._step = shown.step
-        self._stop = stop
-
-    def step(self, loss: float) -> None:
-        if self._stop.is_set():
-            raise DemoError("the demonstration has ended")
-        self._step(loss)
-
-
 def fit(plan: Plan, out: Path, shown: Steps, stop: threading.Event) -> TrainReport:
     """Train a plan's model, as `hmi train` does."""
     torch.set_num_threads(1)  # the stack starts on the other core; batches this small gain nothing
@@ -198,7 +137,10 @@ def fit(plan: Plan, out: Path, shown: Steps, stop: threading.Event) -> TrainRepo
         data=plan.data, base_dir=minilm_directory(), base=DEFAULT_BASE, out=out,
         epochs=12, learning_rate=4e-3,
     )  # fmt: skip
-    return train(options, Stoppable(shown.training(f"{plan.tenant}: {plan.model}"), stop))
+    title = f"{plan.tenant}/{plan.model}"
+    report = train(options, Stoppable(shown.training(title), stop))
+    shown.trained(title, report)
+    return report
 
 
 def push_all(
@@ -261,10 +203,10 @@ def table(asked: Sequence[Asked]) -> Table:
     """What was asked and answered, in the order it was sent; p is the answer's probability."""
     shown = Table(
         title="One mixed batch", title_style="bold", caption="p: probability of the answer",
-        pad_edge=False,
+        box=box.SIMPLE_HEAD,
     )  # fmt: skip
     shown.add_column("text")
-    shown.add_column("model and version", no_wrap=True)
+    shown.add_column("tenant/model version", no_wrap=True)
     shown.add_column("answer")
     shown.add_column("p", justify="right", no_wrap=True)
     shown.add_column("latency", justify="right", no_wrap=True)
