@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +15,6 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-import hmi
 from hmi.admin.v1 import model_pb2, model_pb2_grpc, resources_pb2, tenant_pb2, tenant_pb2_grpc
 from hmi.cli.main import run
 from hmi.inference.v1 import inference_pb2 as pb
@@ -217,26 +214,6 @@ def test_no_stack_in_the_directory(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "hmi up" in capsys.readouterr().err
 
 
-def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([]) == 0
-    out = capsys.readouterr().out
-    for name in ("up", "tenants", "keys", "models", "predict", "train", "bases"):
-        assert name in out
-
-
-@pytest.mark.parametrize("group", ["tenants", "keys", "models", "bases"])
-def test_a_group_alone_is_answered_with_its_help(
-    group: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run([group]) == 0
-    assert "list" in capsys.readouterr().out
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"hmi {hmi.__version__}\n"
-
-
 def test_lines_of_stdin(
     target: list[str],
     gateway: _Gateway,
@@ -289,26 +266,3 @@ def test_versions_fit_a_terminal(target: list[str], capsys: pytest.CaptureFixtur
 def test_threads_end_with_the_command(target: list[str]) -> None:
     assert run(["models", "list", *target]) == 0
     assert not [one for one in threading.enumerate() if one.name == "hmi-client"]
-
-
-def test_module_is_the_command() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "hmi", "predict"], capture_output=True, text=True, timeout=30
-    )
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-
-
-def test_a_mistake_in_the_data_is_said_before_torch_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_text("text,label\nonly a text\n")
-    code = (
-        "import sys; from hmi.cli.main import run; status = run(sys.argv[1:]);"
-        "assert 'torch' not in sys.modules; sys.exit(status)"
-    )
-    arguments = ["train", str(tmp_path / "data.csv"), "--out", str(tmp_path / "out")]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=30
-    )
-    assert result.returncode == 1
-    assert "data.csv:2" in result.stderr
-    assert result.stderr.count("\n") == 1
