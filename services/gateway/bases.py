@@ -22,7 +22,7 @@ from services.common.errors import AlreadyExists, DataLoss, InvalidArgument, Res
 from services.common.ids import check_name, check_sha256
 from services.common.knowledge import Blobs
 from services.gateway.mirror import Mirror
-from services.gateway.store_calls import ask
+from services.gateway.store_calls import BLOB_ANSWER_S, ask
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -169,7 +169,7 @@ class BaseUploads:
         except BaseException:
             call.cancel()
             raise
-        await ask(call)
+        await ask(call, BLOB_ANSWER_S)
 
 
 def _described(

@@ -5,6 +5,7 @@ Knows which of the store's errors are the caller's and which are ours; does not 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable
 from typing import TypeVar
@@ -16,6 +17,7 @@ from services.common.errors import (
     Internal,
     PermissionDenied,
     Unauthenticated,
+    Unavailable,
     from_rpc_error,
 )
 
@@ -23,15 +25,28 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# A store that is connected and silent must not hold callers forever.
+ANSWER_S = 30.0
+# A blob's answer comes when all of it is on the disk.
+BLOB_ANSWER_S = 300.0
 
-async def ask(call: Awaitable[T]) -> T:
+
+async def ask(call: Awaitable[T], timeout_s: float = ANSWER_S) -> T:
     """A call's answer.
 
     Raises:
+        Unavailable: None came in time; whether the store did it is not known.
         HmiError: The store's error. A refused service token is ours to mend, so it is Internal.
     """
     try:
-        return await call
+        async with asyncio.timeout(timeout_s):
+            return await call
+    except TimeoutError:
+        raise Unavailable(
+            f"the knowledge store did not answer in {timeout_s} s: look whether it did it, retry",
+            reason="STORE_SILENT",
+            retry_after_s=1.0,
+        ) from None
     except grpc.aio.AioRpcError as error:
         raise passed_on(error) from error
 

@@ -34,7 +34,7 @@ from services.gateway.admission import Admission
 from services.gateway.budget import ByteBudget
 from services.gateway.domain import Base
 from services.gateway.mirror import Mirror
-from services.gateway.store_calls import ask, passed_on
+from services.gateway.store_calls import BLOB_ANSWER_S, ask, passed_on
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -235,7 +235,7 @@ class VersionUploads:
         except BaseException:
             call.cancel()
             raise
-        await ask(call)
+        await ask(call, BLOB_ANSWER_S)
 
     def _keep_later(self, tenant: str, header: model_pb2.UploadHeader, data: bytes) -> None:
         """The caller is gone: keep what came without it."""

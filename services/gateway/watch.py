@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 # alive.
 SILENCE_S = 15.0
 RETRY_S = 0.25
+# A renewal that hangs must end while the lease still lives.
+ANSWER_S = 2.0
 
 
 async def follow(mirror: Mirror, stub: KnowledgeServiceAsyncStub) -> None:
@@ -59,11 +61,13 @@ async def stay_registered(stub: KnowledgeServiceAsyncStub, member: pb.Member) ->
         while True:
             try:
                 if lease_s is None:
-                    answer = await stub.Register(pb.RegisterRequest(member=member))
+                    register = pb.RegisterRequest(member=member)
+                    answer = await stub.Register(register, timeout=ANSWER_S)
                     lease_s = answer.lease_ms / 1000
                 else:
                     renew = pb.RenewLeaseRequest(member_id=member.member_id)
-                    lease_s = (await stub.RenewLease(renew)).lease_ms / 1000
+                    renewed = await stub.RenewLease(renew, timeout=ANSWER_S)
+                    lease_s = renewed.lease_ms / 1000
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     lease_s = None

@@ -19,11 +19,13 @@ from hmi.admin.v1.tenant_pb2_grpc import TenantServiceStub
 from hmi.executor.v1 import executor_pb2
 from hmi.inference.v1 import inference_pb2 as pb
 from hmi.knowledge.v1 import knowledge_pb2
+from services.common.errors import Unavailable
 from services.gateway import tokenization
 from services.gateway.domain import Text
 from services.gateway.link import Link
 from services.gateway.mirror import Mirror
 from services.gateway.predictor import Predictor, Question
+from services.gateway.store_calls import ask
 from services.gateway.tokenization import Tokenization
 from tests.fakes import fake_logits
 from tests.gateway.blobs import lora_blob
@@ -152,7 +154,7 @@ async def revoke(stack: Stack, tenant: str) -> None:
 async def test_a_revoked_key_uploads_nothing_more_through_an_open_stream(stack: Stack) -> None:
     tenant = unique("acme")
     await stack.add_tenant(tenant)
-    models = ModelServiceStub(stack.channel)
+    models: Any = ModelServiceStub(stack.channel)
     blobs = [lora_blob(seed) for seed in (700, 701)]
     single = models.UploadVersion(metadata=stack.metadata(tenant))
     await single.write(model_pb2.UploadVersionRequest(header=header(blobs[0], model="single")))
@@ -228,7 +230,7 @@ async def test_a_text_that_breaks_the_tokenizer_fails_its_own_job_only(
             batcher.encode([Text(text, None, "text", "pair")], False)
             for text in ("the", "cat", "broken", "sat")
         ]
-        answers = await asyncio.gather(*jobs, return_exceptions=True)
+        answers: list[Any] = await asyncio.gather(*jobs, return_exceptions=True)
     assert [answer[0].ids for i, answer in enumerate(answers) if i != 2] == [
         [2, 4, 3], [2, 5, 3], [2, 6, 3],
     ]  # fmt: skip
@@ -237,3 +239,9 @@ async def test_a_text_that_breaks_the_tokenizer_fails_its_own_job_only(
 
 def input_of(text: Text) -> Any:
     return None if text.text == "broken" else text.text
+
+
+async def test_a_silent_store_holds_nobody_forever() -> None:
+    with pytest.raises(Unavailable) as caught:
+        await ask(asyncio.Event().wait(), timeout_s=0.02)
+    assert caught.value.reason == "STORE_SILENT"
