@@ -31,8 +31,8 @@ class InferenceServiceStub:
     The tenant is the one the credential belongs to (`authorization: Bearer KEY`). An admin credential may act for a
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
-    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` of
+    another tenant without an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
     queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
@@ -60,8 +60,8 @@ class InferenceServiceServicer:
     The tenant is the one the credential belongs to (`authorization: Bearer KEY`). An admin credential may act for a
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
-    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` of
+    another tenant without an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
     queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
@@ -114,8 +114,8 @@ class InferenceService:
     The tenant is the one the credential belongs to (`authorization: Bearer KEY`). An admin credential may act for a
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
-    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` of
+    another tenant without an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
     queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 

@@ -26,8 +26,8 @@ class InferenceServiceStub:
     The tenant is the one the credential belongs to (`authorization: Bearer KEY`). An admin credential may act for a
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
-    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` of
+    another tenant without an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
     queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
@@ -57,8 +57,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     The tenant is the one the credential belongs to (`authorization: Bearer KEY`). An admin credential may act for a
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
-    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` of
+    another tenant without an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
     queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
@@ -84,8 +84,8 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
     The tenant is the one the credential belongs to (`authorization: Bearer KEY`). An admin credential may act for a
     tenant named in `x-hmi-tenant` metadata. Every error carries google.rpc details; INVALID_ARGUMENT names the field.
 
-    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` without
-    an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
+    Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (`x-hmi-tenant` of
+    another tenant without an admin key), NOT_FOUND (the tenant of `x-hmi-tenant`), UNAVAILABLE (no executor reachable, or the deployment's
     queue is full; RetryInfo says when), DEADLINE_EXCEEDED (a deadline beyond the deployment's longest is cut to it).
     """
 
