@@ -255,6 +255,8 @@ class UploadHeader(google.protobuf.message.Message):
     OFFSET_FIELD_NUMBER: builtins.int
     NO_ACTIVATE_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    DOMAIN_FIELD_NUMBER: builtins.int
+    FOLLOW_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Name of the model; created if the tenant has none of that name."""
     base: builtins.str
@@ -269,6 +271,10 @@ class UploadHeader(google.protobuf.message.Message):
     """Keep the traffic as it is. Otherwise all of it goes to the new version."""
     request_id: builtins.str
     """Makes a retry safe: the same request_id again answers with the version made the first time."""
+    domain: builtins.str
+    """Path of the domain whose tables it reads (split bases); empty: the root's."""
+    follow: builtins.bool
+    """Answers use the domain's latest tables instead of those of today."""
     def __init__(
         self,
         *,
@@ -279,8 +285,10 @@ class UploadHeader(google.protobuf.message.Message):
         offset: builtins.int = ...,
         no_activate: builtins.bool = ...,
         request_id: builtins.str = ...,
+        domain: builtins.str = ...,
+        follow: builtins.bool = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["base", b"base", "model", b"model", "no_activate", b"no_activate", "offset", b"offset", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["base", b"base", "domain", b"domain", "follow", b"follow", "model", b"model", "no_activate", b"no_activate", "offset", b"offset", "request_id", b"request_id", "sha256", b"sha256", "size_bytes", b"size_bytes"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___UploadHeader: typing_extensions.TypeAlias = UploadHeader

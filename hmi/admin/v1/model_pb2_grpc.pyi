@@ -59,7 +59,8 @@ class ModelServiceStub:
     """UploadVersion adds a version: a header, then the blob's bytes from the header's offset on.
 
     Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
-    that differs), NOT_FOUND (base), FAILED_PRECONDITION (offset), RESOURCE_EXHAUSTED (too large, or the model
+    that differs, a domain on a base that is not split, or an adapter on layers below the split), NOT_FOUND (base or
+    domain), FAILED_PRECONDITION (offset, or the domain's first table is not there yet), RESOURCE_EXHAUSTED (too large, or the model
     quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
     """
     UploadVersions: grpc.StreamStreamMultiCallable[hmi.admin.v1.model_pb2.UploadVersionsRequest, hmi.admin.v1.model_pb2.UploadVersionsResponse]
@@ -145,7 +146,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """UploadVersion adds a version: a header, then the blob's bytes from the header's offset on.
 
     Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
-    that differs), NOT_FOUND (base), FAILED_PRECONDITION (offset), RESOURCE_EXHAUSTED (too large, or the model
+    that differs, a domain on a base that is not split, or an adapter on layers below the split), NOT_FOUND (base or
+    domain), FAILED_PRECONDITION (offset, or the domain's first table is not there yet), RESOURCE_EXHAUSTED (too large, or the model
     quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
     """
     UploadVersions: grpc.aio.StreamStreamMultiCallable[hmi.admin.v1.model_pb2.UploadVersionsRequest, hmi.admin.v1.model_pb2.UploadVersionsResponse]  # type: ignore[assignment]
@@ -264,7 +266,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """UploadVersion adds a version: a header, then the blob's bytes from the header's offset on.
 
         Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
-        that differs), NOT_FOUND (base), FAILED_PRECONDITION (offset), RESOURCE_EXHAUSTED (too large, or the model
+        that differs, a domain on a base that is not split, or an adapter on layers below the split), NOT_FOUND (base or
+        domain), FAILED_PRECONDITION (offset, or the domain's first table is not there yet), RESOURCE_EXHAUSTED (too large, or the model
         quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
         """
 

@@ -25,31 +25,41 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chmi/admin/v1/resources.proto\x12\x0chmi.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n\x05Quota\x12\x1b\n\x13requests_per_second\x18\x01 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x02 \x01(\x01\x12\x18\n\x10max_queued_items\x18\x03 \x01(\r\x12\x12\n\nmax_models\x18\x04 \x01(\r\"{\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\"\n\x05quota\x18\x03 \x01(\x0b\x32\x13.hmi.admin.v1.Quota\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xac\x01\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12 \n\x04role\x18\x03 \x01(\x0e\x32\x12.hmi.admin.v1.Role\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x08\x42\x61seFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xe9\x01\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12%\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x16.hmi.admin.v1.BaseFile\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x18\n\x10tokenizer_digest\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf8\x01\n\x07Version\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x06 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x07 \x01(\t\x12 \n\x04task\x18\x08 \x01(\x0e\x32\x12.hmi.admin.v1.Task\x12\x0e\n\x06labels\x18\t \x03(\t\x12\x14\n\x0c\x61\x64\x61pter_type\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"1\n\rTrafficTarget\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07percent\x18\x02 \x01(\r\"\xe1\x01\n\x05Model\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x07traffic\x18\x03 \x03(\x0b\x32\x1b.hmi.admin.v1.TrafficTarget\x12\x35\n\x10previous_traffic\x18\x04 \x03(\x0b\x32\x1b.hmi.admin.v1.TrafficTarget\x12\x14\n\x0clast_version\x18\x05 \x01(\r\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*=\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_TENANT\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02*\xab\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12 \n\x1cTASK_SEQUENCE_CLASSIFICATION\x10\x01\x12#\n\x1fTASK_MULTI_LABEL_CLASSIFICATION\x10\x02\x12\x13\n\x0fTASK_REGRESSION\x10\x03\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x04\x12\x12\n\x0eTASK_EMBEDDING\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chmi/admin/v1/resources.proto\x12\x0chmi.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n\x05Quota\x12\x1b\n\x13requests_per_second\x18\x01 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x02 \x01(\x01\x12\x18\n\x10max_queued_items\x18\x03 \x01(\r\x12\x12\n\nmax_models\x18\x04 \x01(\r\"\x92\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x01\x12\"\n\x05quota\x18\x03 \x01(\x0b\x32\x13.hmi.admin.v1.Quota\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rshares_counts\x18\x05 \x01(\x08\"\xac\x01\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12 \n\x04role\x18\x03 \x01(\x0e\x32\x12.hmi.admin.v1.Role\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"<\n\x08\x42\x61seFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"h\n\x05Split\x12\r\n\x05layer\x18\x01 \x01(\r\x12 \n\x04\x66orm\x18\x02 \x01(\x0e\x32\x12.hmi.admin.v1.Form\x12\x16\n\x0eunsplit_digest\x18\x03 \x01(\t\x12\x16\n\x0e\x65ncoder_sha256\x18\x04 \x01(\t\"\x8d\x02\n\x04\x42\x61se\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12%\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x16.hmi.admin.v1.BaseFile\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x12\n\nmax_tokens\x18\x07 \x01(\r\x12\x18\n\x10tokenizer_digest\x18\x08 \x01(\t\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x05split\x18\n \x01(\x0b\x32\x13.hmi.admin.v1.Split\"e\n\x07Segment\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\r\n\x05order\x18\x02 \x01(\r\x12\x13\n\x0bnum_entries\x18\x03 \x01(\x04\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x12\n\nis_removal\x18\x05 \x01(\x08\"\xe8\x02\n\x06\x44omain\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12-\n\x0bmiss_policy\x18\x04 \x01(\x0e\x32\x18.hmi.admin.v1.MissPolicy\x12\x16\n\x0e\x65ncoder_sha256\x18\x05 \x01(\t\x12\r\n\x05\x61lpha\x18\x06 \x01(\x01\x12\x13\n\x0b\x62yte_budget\x18\x07 \x01(\x04\x12\x18\n\x10half_life_tokens\x18\x08 \x01(\x04\x12\'\n\x08segments\x18\t \x03(\x0b\x32\x15.hmi.admin.v1.Segment\x12\x14\n\x0ctable_number\x18\n \x01(\x04\x12\x15\n\rtable_version\x18\x0b \x01(\t\x12\x13\n\x0bis_updating\x18\x0c \x01(\x08\x12\x11\n\tis_frozen\x18\r \x01(\x08\x12/\n\x0b\x63reate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xaf\x02\n\x07Version\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x06 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x07 \x01(\t\x12 \n\x04task\x18\x08 \x01(\x0e\x32\x12.hmi.admin.v1.Task\x12\x0e\n\x06labels\x18\t \x03(\t\x12\x14\n\x0c\x61\x64\x61pter_type\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64omain\x18\x0c \x01(\t\x12\x0e\n\x06\x66ollow\x18\r \x01(\x08\x12\x15\n\rtable_version\x18\x0e \x01(\t\"1\n\rTrafficTarget\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07percent\x18\x02 \x01(\r\"\xe1\x01\n\x05Model\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x07traffic\x18\x03 \x03(\x0b\x32\x1b.hmi.admin.v1.TrafficTarget\x12\x35\n\x10previous_traffic\x18\x04 \x03(\x0b\x32\x1b.hmi.admin.v1.TrafficTarget\x12\x14\n\x0clast_version\x18\x05 \x01(\r\x12\x0e\n\x06pinned\x18\x06 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*=\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_TENANT\x10\x01\x12\x0e\n\nROLE_ADMIN\x10\x02*;\n\x04\x46orm\x12\x14\n\x10\x46ORM_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORM_CENTRE\x10\x01\x12\x0c\n\x08\x46ORM_SUM\x10\x02*[\n\nMissPolicy\x12\x1b\n\x17MISS_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13MISS_POLICY_BACKOFF\x10\x01\x12\x17\n\x13MISS_POLICY_COMPUTE\x10\x02*\xab\x01\n\x04Task\x12\x14\n\x10TASK_UNSPECIFIED\x10\x00\x12 \n\x1cTASK_SEQUENCE_CLASSIFICATION\x10\x01\x12#\n\x1fTASK_MULTI_LABEL_CLASSIFICATION\x10\x02\x12\x13\n\x0fTASK_REGRESSION\x10\x03\x12\x1d\n\x19TASK_TOKEN_CLASSIFICATION\x10\x04\x12\x12\n\x0eTASK_EMBEDDING\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hmi.admin.v1.resources_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1318
-  _globals['_ROLE']._serialized_end=1379
-  _globals['_TASK']._serialized_start=1382
-  _globals['_TASK']._serialized_end=1553
+  _globals['_ROLE']._serialized_start=2005
+  _globals['_ROLE']._serialized_end=2066
+  _globals['_FORM']._serialized_start=2068
+  _globals['_FORM']._serialized_end=2127
+  _globals['_MISSPOLICY']._serialized_start=2129
+  _globals['_MISSPOLICY']._serialized_end=2220
+  _globals['_TASK']._serialized_start=2223
+  _globals['_TASK']._serialized_end=2394
   _globals['_QUOTA']._serialized_start=79
   _globals['_QUOTA']._serialized_end=188
-  _globals['_TENANT']._serialized_start=190
-  _globals['_TENANT']._serialized_end=313
-  _globals['_APIKEY']._serialized_start=316
-  _globals['_APIKEY']._serialized_end=488
-  _globals['_BASEFILE']._serialized_start=490
-  _globals['_BASEFILE']._serialized_end=550
-  _globals['_BASE']._serialized_start=553
-  _globals['_BASE']._serialized_end=786
-  _globals['_VERSION']._serialized_start=789
-  _globals['_VERSION']._serialized_end=1037
-  _globals['_TRAFFICTARGET']._serialized_start=1039
-  _globals['_TRAFFICTARGET']._serialized_end=1088
-  _globals['_MODEL']._serialized_start=1091
-  _globals['_MODEL']._serialized_end=1316
+  _globals['_TENANT']._serialized_start=191
+  _globals['_TENANT']._serialized_end=337
+  _globals['_APIKEY']._serialized_start=340
+  _globals['_APIKEY']._serialized_end=512
+  _globals['_BASEFILE']._serialized_start=514
+  _globals['_BASEFILE']._serialized_end=574
+  _globals['_SPLIT']._serialized_start=576
+  _globals['_SPLIT']._serialized_end=680
+  _globals['_BASE']._serialized_start=683
+  _globals['_BASE']._serialized_end=952
+  _globals['_SEGMENT']._serialized_start=954
+  _globals['_SEGMENT']._serialized_end=1055
+  _globals['_DOMAIN']._serialized_start=1058
+  _globals['_DOMAIN']._serialized_end=1418
+  _globals['_VERSION']._serialized_start=1421
+  _globals['_VERSION']._serialized_end=1724
+  _globals['_TRAFFICTARGET']._serialized_start=1726
+  _globals['_TRAFFICTARGET']._serialized_end=1775
+  _globals['_MODEL']._serialized_start=1778
+  _globals['_MODEL']._serialized_end=2003
 # @@protoc_insertion_point(module_scope)

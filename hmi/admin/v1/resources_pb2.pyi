@@ -44,6 +44,54 @@ ROLE_ADMIN: Role.ValueType  # 2
 """Administer the deployment and act for any tenant."""
 Global___Role: typing_extensions.TypeAlias = Role
 
+class _Form:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _FormEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Form.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    FORM_UNSPECIFIED: _Form.ValueType  # 0
+    """Not set."""
+    FORM_CENTRE: _Form.ValueType  # 1
+    """The centre token's vector: a value is [1, hidden]."""
+    FORM_SUM: _Form.ValueType  # 2
+    """All three tokens' vectors, added up over neighbours: a value is [3, hidden]."""
+
+class Form(_Form, metaclass=_FormEnumTypeWrapper):
+    """Form says what of an n-gram's outputs a table keeps."""
+
+FORM_UNSPECIFIED: Form.ValueType  # 0
+"""Not set."""
+FORM_CENTRE: Form.ValueType  # 1
+"""The centre token's vector: a value is [1, hidden]."""
+FORM_SUM: Form.ValueType  # 2
+"""All three tokens' vectors, added up over neighbours: a value is [3, hidden]."""
+Global___Form: typing_extensions.TypeAlias = Form
+
+class _MissPolicy:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _MissPolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_MissPolicy.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    MISS_POLICY_UNSPECIFIED: _MissPolicy.ValueType  # 0
+    """Not set: the default, back-off."""
+    MISS_POLICY_BACKOFF: _MissPolicy.ValueType  # 1
+    """A shorter n-gram that a table holds; lower layers never run."""
+    MISS_POLICY_COMPUTE: _MissPolicy.ValueType  # 2
+    """The local encoder's own output, computed."""
+
+class MissPolicy(_MissPolicy, metaclass=_MissPolicyEnumTypeWrapper):
+    """MissPolicy says what stands for an n-gram that no table of the path holds."""
+
+MISS_POLICY_UNSPECIFIED: MissPolicy.ValueType  # 0
+"""Not set: the default, back-off."""
+MISS_POLICY_BACKOFF: MissPolicy.ValueType  # 1
+"""A shorter n-gram that a table holds; lower layers never run."""
+MISS_POLICY_COMPUTE: MissPolicy.ValueType  # 2
+"""The local encoder's own output, computed."""
+Global___MissPolicy: typing_extensions.TypeAlias = MissPolicy
+
 class _Task:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -121,10 +169,13 @@ class Tenant(google.protobuf.message.Message):
     WEIGHT_FIELD_NUMBER: builtins.int
     QUOTA_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    SHARES_COUNTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name: 1 to 63 of a-z, 0-9 and '-', starting with a letter."""
     weight: builtins.float
     """Share of the accelerator relative to other tenants' when all have work. 1 is the default."""
+    shares_counts: builtins.bool
+    """It lets its traffic's n-gram counts shape tables that others share. Off, they shape its own domains' only."""
     @property
     def quota(self) -> Global___Quota:
         """Bounds."""
@@ -140,10 +191,11 @@ class Tenant(google.protobuf.message.Message):
         weight: builtins.float = ...,
         quota: Global___Quota | None = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        shares_counts: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "quota", b"quota"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "name", b"name", "quota", b"quota", "weight", b"weight"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "name", b"name", "quota", b"quota", "shares_counts", b"shares_counts", "weight", b"weight"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Tenant: typing_extensions.TypeAlias = Tenant
@@ -217,6 +269,37 @@ class BaseFile(google.protobuf.message.Message):
 Global___BaseFile: typing_extensions.TypeAlias = BaseFile
 
 @typing.final
+class Split(google.protobuf.message.Message):
+    """Split says that a base's lower layers are looked up instead of computed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: builtins.int
+    FORM_FIELD_NUMBER: builtins.int
+    UNSPLIT_DIGEST_FIELD_NUMBER: builtins.int
+    ENCODER_SHA256_FIELD_NUMBER: builtins.int
+    layer: builtins.int
+    """Layers below this one are local: they see n-grams only. This one and those above are the unsplit base's own."""
+    form: Global___Form.ValueType
+    """What a table's value holds."""
+    unsplit_digest: builtins.str
+    """Digest of the same checkpoint without the split's files: bases with one unsplit digest share their upper layers."""
+    encoder_sha256: builtins.str
+    """sha256 of local_encoder.safetensors, in hex: the root's encoder."""
+    def __init__(
+        self,
+        *,
+        layer: builtins.int = ...,
+        form: Global___Form.ValueType = ...,
+        unsplit_digest: builtins.str = ...,
+        encoder_sha256: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["encoder_sha256", b"encoder_sha256", "form", b"form", "layer", b"layer", "unsplit_digest", b"unsplit_digest"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Split: typing_extensions.TypeAlias = Split
+
+@typing.final
 class Base(google.protobuf.message.Message):
     """Base is a frozen Hugging Face checkpoint that models share."""
 
@@ -231,6 +314,7 @@ class Base(google.protobuf.message.Message):
     MAX_TOKENS_FIELD_NUMBER: builtins.int
     TOKENIZER_DIGEST_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    SPLIT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Name: 1 to 63 of a-z, 0-9 and '-', starting with a letter."""
     digest: builtins.str
@@ -253,6 +337,10 @@ class Base(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was registered."""
 
+    @property
+    def split(self) -> Global___Split:
+        """Set if its lower layers are looked up in tables."""
+
     def __init__(
         self,
         *,
@@ -265,13 +353,126 @@ class Base(google.protobuf.message.Message):
         max_tokens: builtins.int = ...,
         tokenizer_digest: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        split: Global___Split | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "split", b"split"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["architecture", b"architecture", "create_time", b"create_time", "digest", b"digest", "files", b"files", "hidden_size", b"hidden_size", "max_tokens", b"max_tokens", "name", b"name", "num_layers", b"num_layers", "tokenizer_digest", b"tokenizer_digest"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["architecture", b"architecture", "create_time", b"create_time", "digest", b"digest", "files", b"files", "hidden_size", b"hidden_size", "max_tokens", b"max_tokens", "name", b"name", "num_layers", b"num_layers", "split", b"split", "tokenizer_digest", b"tokenizer_digest"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Base: typing_extensions.TypeAlias = Base
+
+@typing.final
+class Segment(google.protobuf.message.Message):
+    """Segment is an immutable piece of a domain's table."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    NUM_ENTRIES_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    IS_REMOVAL_FIELD_NUMBER: builtins.int
+    sha256: builtins.str
+    """sha256 of its blob, in hex."""
+    order: builtins.int
+    """Tokens of its n-grams: 1, 2 or 3."""
+    num_entries: builtins.int
+    """Rows."""
+    size_bytes: builtins.int
+    """Size of its blob."""
+    is_removal: builtins.bool
+    """It holds keys only, of rows that earlier segments hold and the table no longer has."""
+    def __init__(
+        self,
+        *,
+        sha256: builtins.str = ...,
+        order: builtins.int = ...,
+        num_entries: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        is_removal: builtins.bool = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["is_removal", b"is_removal", "num_entries", b"num_entries", "order", b"order", "sha256", b"sha256", "size_bytes", b"size_bytes"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Segment: typing_extensions.TypeAlias = Segment
+
+@typing.final
+class Domain(google.protobuf.message.Message):
+    """Domain is a node of a split base's tree of tables."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    TENANT_FIELD_NUMBER: builtins.int
+    MISS_POLICY_FIELD_NUMBER: builtins.int
+    ENCODER_SHA256_FIELD_NUMBER: builtins.int
+    ALPHA_FIELD_NUMBER: builtins.int
+    BYTE_BUDGET_FIELD_NUMBER: builtins.int
+    HALF_LIFE_TOKENS_FIELD_NUMBER: builtins.int
+    SEGMENTS_FIELD_NUMBER: builtins.int
+    TABLE_NUMBER_FIELD_NUMBER: builtins.int
+    TABLE_VERSION_FIELD_NUMBER: builtins.int
+    IS_UPDATING_FIELD_NUMBER: builtins.int
+    IS_FROZEN_FIELD_NUMBER: builtins.int
+    CREATE_TIME_FIELD_NUMBER: builtins.int
+    base: builtins.str
+    """Name of the split base."""
+    path: builtins.str
+    """Path of names joined by '/', such as news/sport; the parent is the path's prefix. Empty for the root."""
+    tenant: builtins.str
+    """The one tenant that sees it, its sub-domains with it. Empty: everyone."""
+    miss_policy: Global___MissPolicy.ValueType
+    """What stands for a miss."""
+    encoder_sha256: builtins.str
+    """sha256 of its local encoder's blob: its own, or the one it inherits from its parent."""
+    alpha: builtins.float
+    """Share of its counted occurrences, at each order, that its table is to cover. 0 means the default, 0.5."""
+    byte_budget: builtins.int
+    """Bytes of values its own rows may take. 0 means the deployment's default."""
+    half_life_tokens: builtins.int
+    """Tokens after which a count weighs half. 0 means the deployment's default."""
+    table_number: builtins.int
+    """Counts the commits of its own rows, from 0: the empty table."""
+    table_version: builtins.str
+    """sha256 of the manifest of the whole path's tables, in hex. Changes when a node of the path does."""
+    is_updating: builtins.bool
+    """Whether an update of it is being worked on."""
+    is_frozen: builtins.bool
+    """Whether it keeps the table it has when scheduled updates run."""
+    @property
+    def segments(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Segment]:
+        """Its own rows' segments, in the order they apply."""
+
+    @property
+    def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    def __init__(
+        self,
+        *,
+        base: builtins.str = ...,
+        path: builtins.str = ...,
+        tenant: builtins.str = ...,
+        miss_policy: Global___MissPolicy.ValueType = ...,
+        encoder_sha256: builtins.str = ...,
+        alpha: builtins.float = ...,
+        byte_budget: builtins.int = ...,
+        half_life_tokens: builtins.int = ...,
+        segments: collections.abc.Iterable[Global___Segment] | None = ...,
+        table_number: builtins.int = ...,
+        table_version: builtins.str = ...,
+        is_updating: builtins.bool = ...,
+        is_frozen: builtins.bool = ...,
+        create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["alpha", b"alpha", "base", b"base", "byte_budget", b"byte_budget", "create_time", b"create_time", "encoder_sha256", b"encoder_sha256", "half_life_tokens", b"half_life_tokens", "is_frozen", b"is_frozen", "is_updating", b"is_updating", "miss_policy", b"miss_policy", "path", b"path", "segments", b"segments", "table_number", b"table_number", "table_version", b"table_version", "tenant", b"tenant"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Domain: typing_extensions.TypeAlias = Domain
 
 @typing.final
 class Version(google.protobuf.message.Message):
@@ -290,6 +491,9 @@ class Version(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     ADAPTER_TYPE_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    DOMAIN_FIELD_NUMBER: builtins.int
+    FOLLOW_FIELD_NUMBER: builtins.int
+    TABLE_VERSION_FIELD_NUMBER: builtins.int
     tenant: builtins.str
     """The tenant."""
     model: builtins.str
@@ -308,6 +512,12 @@ class Version(google.protobuf.message.Message):
     """What its head does."""
     adapter_type: builtins.str
     """Kind of adapter: LORA, IA3, BOTTLENECK or NONE."""
+    domain: builtins.str
+    """Path of the domain whose tables it reads; empty: the root's. Only for a split base."""
+    follow: builtins.bool
+    """Its answers use the domain's latest tables. Otherwise those of `table_version`, for good."""
+    table_version: builtins.str
+    """The path's table version when it was pushed."""
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Labels in the head's order."""
@@ -330,10 +540,13 @@ class Version(google.protobuf.message.Message):
         labels: collections.abc.Iterable[builtins.str] | None = ...,
         adapter_type: builtins.str = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        domain: builtins.str = ...,
+        follow: builtins.bool = ...,
+        table_version: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["adapter_type", b"adapter_type", "base", b"base", "base_digest", b"base_digest", "create_time", b"create_time", "digest", b"digest", "labels", b"labels", "model", b"model", "number", b"number", "size_bytes", b"size_bytes", "task", b"task", "tenant", b"tenant"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["adapter_type", b"adapter_type", "base", b"base", "base_digest", b"base_digest", "create_time", b"create_time", "digest", b"digest", "domain", b"domain", "follow", b"follow", "labels", b"labels", "model", b"model", "number", b"number", "size_bytes", b"size_bytes", "table_version", b"table_version", "task", b"task", "tenant", b"tenant"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Version: typing_extensions.TypeAlias = Version

@@ -80,6 +80,9 @@ class Hint(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     KEY_FIELD_NUMBER: builtins.int
+    TABLE_VERSION_FIELD_NUMBER: builtins.int
+    table_version: builtins.str
+    """The tables its items will read (split bases)."""
     @property
     def key(self) -> Global___ModelKey:
         """The model."""
@@ -88,10 +91,11 @@ class Hint(google.protobuf.message.Message):
         self,
         *,
         key: Global___ModelKey | None = ...,
+        table_version: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "table_version", b"table_version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Hint: typing_extensions.TypeAlias = Hint
@@ -108,6 +112,7 @@ class Submit(google.protobuf.message.Message):
     TOKEN_IDS_FIELD_NUMBER: builtins.int
     NUM_FIRST_SEGMENT_TOKENS_FIELD_NUMBER: builtins.int
     TIMEOUT_MS_FIELD_NUMBER: builtins.int
+    TABLE_VERSION_FIELD_NUMBER: builtins.int
     item_id: builtins.int
     """Unique on this stream. Travels through retries."""
     tokenizer_digest: builtins.str
@@ -116,6 +121,8 @@ class Submit(google.protobuf.message.Message):
     """Tokens of the first segment; the rest is the second of a text pair. 0 means all."""
     timeout_ms: builtins.int
     """Milliseconds left to answer; 0 means no deadline."""
+    table_version: builtins.str
+    """sha256 of the manifest of the tables to read, in hex (split bases). It names nodes, encoders, segments and policy."""
     @property
     def key(self) -> Global___ModelKey:
         """The model."""
@@ -133,10 +140,11 @@ class Submit(google.protobuf.message.Message):
         token_ids: collections.abc.Iterable[builtins.int] | None = ...,
         num_first_segment_tokens: builtins.int = ...,
         timeout_ms: builtins.int = ...,
+        table_version: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["item_id", b"item_id", "key", b"key", "num_first_segment_tokens", b"num_first_segment_tokens", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "tokenizer_digest", b"tokenizer_digest"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["item_id", b"item_id", "key", b"key", "num_first_segment_tokens", b"num_first_segment_tokens", "table_version", b"table_version", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "tokenizer_digest", b"tokenizer_digest"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Submit: typing_extensions.TypeAlias = Submit

@@ -61,7 +61,7 @@ class ExecutorServiceServicer:
 
         Errors of the stream: INVALID_ARGUMENT (no hello, or a submit beyond the credit), UNAVAILABLE (stopping).
         Errors of an item (in its event): FAILED_PRECONDITION (another base or tokenizer than this executor's, a head on a
-        pooler that the base lacks, or a blob that is gone or whose digest differs), INVALID_ARGUMENT (token ids, an output
+        pooler that the base lacks, tables of another base, or a blob that is gone or whose digest differs), INVALID_ARGUMENT (token ids, an output
         larger than 16 MiB, or a blob that is not admissible), RESOURCE_EXHAUSTED (an adapter larger than the device's
         budget), UNAVAILABLE (the blob cannot be read now, pinned adapters leave no room, the device is out of memory, or
         stopping), INTERNAL (a defect while computing), DEADLINE_EXCEEDED, CANCELLED.

@@ -116,6 +116,7 @@ class Change(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     VERSION_FIELD_NUMBER: builtins.int
     MEMBER_FIELD_NUMBER: builtins.int
+    DOMAIN_FIELD_NUMBER: builtins.int
     IS_DELETED_FIELD_NUMBER: builtins.int
     is_deleted: builtins.bool
     """The resource is gone; only what names it is set."""
@@ -143,6 +144,10 @@ class Change(google.protobuf.message.Message):
     def member(self) -> Global___Member:
         """A member."""
 
+    @property
+    def domain(self) -> hmi.admin.v1.resources_pb2.Domain:
+        """A domain."""
+
     def __init__(
         self,
         *,
@@ -152,13 +157,14 @@ class Change(google.protobuf.message.Message):
         model: hmi.admin.v1.resources_pb2.Model | None = ...,
         version: hmi.admin.v1.resources_pb2.Version | None = ...,
         member: Global___Member | None = ...,
+        domain: hmi.admin.v1.resources_pb2.Domain | None = ...,
         is_deleted: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["base", b"base", "key", b"key", "member", b"member", "model", b"model", "resource", b"resource", "tenant", b"tenant", "version", b"version"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["base", b"base", "domain", b"domain", "key", b"key", "member", b"member", "model", b"model", "resource", b"resource", "tenant", b"tenant", "version", b"version"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["base", b"base", "is_deleted", b"is_deleted", "key", b"key", "member", b"member", "model", b"model", "resource", b"resource", "tenant", b"tenant", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["base", b"base", "domain", b"domain", "is_deleted", b"is_deleted", "key", b"key", "member", b"member", "model", b"model", "resource", b"resource", "tenant", b"tenant", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_resource: typing_extensions.TypeAlias = typing.Literal["tenant", "key", "base", "model", "version", "member"]
+    _WhichOneofReturnType_resource: typing_extensions.TypeAlias = typing.Literal["tenant", "key", "base", "model", "version", "member", "domain"]
     _WhichOneofArgType_resource: typing_extensions.TypeAlias = typing.Literal["resource", b"resource"]
     def WhichOneof(self, oneof_group: _WhichOneofArgType_resource) -> _WhichOneofReturnType_resource | None: ...
 
@@ -976,6 +982,106 @@ class UnregisterResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___UnregisterResponse: typing_extensions.TypeAlias = UnregisterResponse
+
+@typing.final
+class QuotaDemand(google.protobuf.message.Message):
+    """QuotaDemand asks for a part of one budget: a bucket that fills at a rate up to its burst and may go into debt."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUDGET_FIELD_NUMBER: builtins.int
+    RATE_FIELD_NUMBER: builtins.int
+    BURST_FIELD_NUMBER: builtins.int
+    BALANCE_FIELD_NUMBER: builtins.int
+    WANTED_FIELD_NUMBER: builtins.int
+    budget: builtins.str
+    """Which one, 1 to 256 characters; an unknown one is there, full."""
+    rate: builtins.float
+    """Units a second it fills at from now on; more than 0."""
+    burst: builtins.float
+    """Units it holds at most; at least 1."""
+    balance: builtins.float
+    """What is left of the part taken before, or if negative what was used beyond it; it goes back into the budget."""
+    wanted: builtins.float
+    """Units asked for; 0 only gives the balance back."""
+    def __init__(
+        self,
+        *,
+        budget: builtins.str = ...,
+        rate: builtins.float = ...,
+        burst: builtins.float = ...,
+        balance: builtins.float = ...,
+        wanted: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["balance", b"balance", "budget", b"budget", "burst", b"burst", "rate", b"rate", "wanted", b"wanted"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___QuotaDemand: typing_extensions.TypeAlias = QuotaDemand
+
+@typing.final
+class LeaseQuotaRequest(google.protobuf.message.Message):
+    """LeaseQuotaRequest holds a gateway's demands."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DEMANDS_FIELD_NUMBER: builtins.int
+    @property
+    def demands(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___QuotaDemand]:
+        """The demands, at most 10,000."""
+
+    def __init__(
+        self,
+        *,
+        demands: collections.abc.Iterable[Global___QuotaDemand] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["demands", b"demands"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___LeaseQuotaRequest: typing_extensions.TypeAlias = LeaseQuotaRequest
+
+@typing.final
+class QuotaGrant(google.protobuf.message.Message):
+    """QuotaGrant answers one demand."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRANTED_FIELD_NUMBER: builtins.int
+    RETRY_S_FIELD_NUMBER: builtins.int
+    granted: builtins.float
+    """Whole units taken out of the budget, at most those wanted and those there."""
+    retry_s: builtins.float
+    """Where fewer were granted than wanted: seconds until the budget holds one more."""
+    def __init__(
+        self,
+        *,
+        granted: builtins.float = ...,
+        retry_s: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["granted", b"granted", "retry_s", b"retry_s"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___QuotaGrant: typing_extensions.TypeAlias = QuotaGrant
+
+@typing.final
+class LeaseQuotaResponse(google.protobuf.message.Message):
+    """LeaseQuotaResponse holds a grant a demand."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    GRANTS_FIELD_NUMBER: builtins.int
+    @property
+    def grants(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___QuotaGrant]:
+        """The grants, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        grants: collections.abc.Iterable[Global___QuotaGrant] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["grants", b"grants"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___LeaseQuotaResponse: typing_extensions.TypeAlias = LeaseQuotaResponse
 
 @typing.final
 class WatchRequest(google.protobuf.message.Message):

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from hmi.knowledge.v1 import domain_pb2 as hmi_dot_knowledge_dot_v1_dot_domain__pb2
 from hmi.knowledge.v1 import knowledge_pb2 as hmi_dot_knowledge_dot_v1_dot_knowledge__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
@@ -107,6 +108,51 @@ class KnowledgeServiceStub:
                 request_serializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.ReadBlobRequest.SerializeToString,
                 response_deserializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.ReadBlobResponse.FromString,
                 _registered_method=True)
+        self.CreateDomain = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/CreateDomain',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.CreateDomainRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.CreateDomainResponse.FromString,
+                _registered_method=True)
+        self.SetDomain = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/SetDomain',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.SetDomainRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.SetDomainResponse.FromString,
+                _registered_method=True)
+        self.DeleteDomain = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/DeleteDomain',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.DeleteDomainRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.DeleteDomainResponse.FromString,
+                _registered_method=True)
+        self.UpdateDomains = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/UpdateDomains',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.UpdateDomainsRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.UpdateDomainsResponse.FromString,
+                _registered_method=True)
+        self.RollBackDomain = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/RollBackDomain',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.RollBackDomainRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.RollBackDomainResponse.FromString,
+                _registered_method=True)
+        self.GetDomainStats = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/GetDomainStats',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.GetDomainStatsRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.GetDomainStatsResponse.FromString,
+                _registered_method=True)
+        self.Observe = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/Observe',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.ObserveRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.ObserveResponse.FromString,
+                _registered_method=True)
+        self.LeaseWork = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/LeaseWork',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.LeaseWorkRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.LeaseWorkResponse.FromString,
+                _registered_method=True)
+        self.CompleteWork = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/CompleteWork',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.CompleteWorkRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.CompleteWorkResponse.FromString,
+                _registered_method=True)
         self.Register = channel.unary_unary(
                 '/hmi.knowledge.v1.KnowledgeService/Register',
                 request_serializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.RegisterRequest.SerializeToString,
@@ -121,6 +167,11 @@ class KnowledgeServiceStub:
                 '/hmi.knowledge.v1.KnowledgeService/Unregister',
                 request_serializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.UnregisterRequest.SerializeToString,
                 response_deserializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.UnregisterResponse.FromString,
+                _registered_method=True)
+        self.LeaseQuota = channel.unary_unary(
+                '/hmi.knowledge.v1.KnowledgeService/LeaseQuota',
+                request_serializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.LeaseQuotaRequest.SerializeToString,
+                response_deserializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.LeaseQuotaResponse.FromString,
                 _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/hmi.knowledge.v1.KnowledgeService/Watch',
@@ -274,6 +325,91 @@ class KnowledgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateDomain(self, request, context):
+        """CreateDomain adds a node to a split base's tree and plans its first table.
+
+        Errors: INVALID_ARGUMENT (a field, or counts that are not of this base), NOT_FOUND (base or parent), ALREADY_EXISTS,
+        FAILED_PRECONDITION (the base is not split, or a blob is missing), RESOURCE_EXHAUSTED (the tree is too large).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDomain(self, request, context):
+        """SetDomain changes a node's policy, share, budget, half-life or whether it is frozen.
+
+        Errors: INVALID_ARGUMENT (a field), NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDomain(self, request, context):
+        """DeleteDomain deletes a leaf that no version reads. The root goes with its base.
+
+        Errors: NOT_FOUND, FAILED_PRECONDITION (versions read it, it has children, or it is the root).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDomains(self, request, context):
+        """UpdateDomains plans new tables of a tree from its counts, and starts the work unless it is a dry run.
+
+        Errors: NOT_FOUND (base or path), FAILED_PRECONDITION (not split, or an update is being worked on).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackDomain(self, request, context):
+        """RollBackDomain returns a node to the rows it had before its last commit.
+
+        Errors: NOT_FOUND, FAILED_PRECONDITION (there is none before, or an update is being worked on).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDomainStats(self, request, context):
+        """GetDomainStats says what a tree's nodes hold, and how their lookups ended.
+
+        Errors: NOT_FOUND (base), FAILED_PRECONDITION (not split).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Observe(self, request, context):
+        """Observe adds to the counts of an executor's traffic. A message seen before (by executor, epoch and sequence) is
+        counted once.
+
+        Errors: INVALID_ARGUMENT (a field).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaseWork(self, request, context):
+        """LeaseWork gives an executor rows to materialise, or nothing. Leasing the same work again renews it; what is not
+        completed in time goes to another.
+
+        Errors: INVALID_ARGUMENT (a field).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteWork(self, request, context):
+        """CompleteWork says that leased rows are written as segments; those of an update's last work commit it.
+
+        Errors: INVALID_ARGUMENT (segments that do not hold the rows asked for), FAILED_PRECONDITION (a segment's blob is
+        missing), ABORTED (the lease went to another, or the update was rolled back).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Register(self, request, context):
         """Register announces a gateway or an executor and starts its lease; again it renews it.
 
@@ -294,6 +430,16 @@ class KnowledgeServiceServicer:
 
     def Unregister(self, request, context):
         """Unregister ends a lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaseQuota(self, request, context):
+        """LeaseQuota takes parts of the rate budgets that all gateways share, in exchange for what is left of those taken
+        before. Budgets are kept in memory only: a restart of the store fills them.
+
+        Errors: INVALID_ARGUMENT (a field, or too many demands).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -380,6 +526,51 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     request_deserializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.ReadBlobRequest.FromString,
                     response_serializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.ReadBlobResponse.SerializeToString,
             ),
+            'CreateDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDomain,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.CreateDomainRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.CreateDomainResponse.SerializeToString,
+            ),
+            'SetDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDomain,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.SetDomainRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.SetDomainResponse.SerializeToString,
+            ),
+            'DeleteDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDomain,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.DeleteDomainRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.DeleteDomainResponse.SerializeToString,
+            ),
+            'UpdateDomains': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDomains,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.UpdateDomainsRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.UpdateDomainsResponse.SerializeToString,
+            ),
+            'RollBackDomain': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackDomain,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.RollBackDomainRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.RollBackDomainResponse.SerializeToString,
+            ),
+            'GetDomainStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDomainStats,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.GetDomainStatsRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.GetDomainStatsResponse.SerializeToString,
+            ),
+            'Observe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Observe,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.ObserveRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.ObserveResponse.SerializeToString,
+            ),
+            'LeaseWork': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseWork,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.LeaseWorkRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.LeaseWorkResponse.SerializeToString,
+            ),
+            'CompleteWork': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteWork,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.CompleteWorkRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_domain__pb2.CompleteWorkResponse.SerializeToString,
+            ),
             'Register': grpc.unary_unary_rpc_method_handler(
                     servicer.Register,
                     request_deserializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.RegisterRequest.FromString,
@@ -394,6 +585,11 @@ def add_KnowledgeServiceServicer_to_server(servicer, server):
                     servicer.Unregister,
                     request_deserializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.UnregisterRequest.FromString,
                     response_serializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.UnregisterResponse.SerializeToString,
+            ),
+            'LeaseQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseQuota,
+                    request_deserializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.LeaseQuotaRequest.FromString,
+                    response_serializer=hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.LeaseQuotaResponse.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -793,6 +989,249 @@ class KnowledgeService:
             _registered_method=True)
 
     @staticmethod
+    def CreateDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/CreateDomain',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.CreateDomainRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.CreateDomainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/SetDomain',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.SetDomainRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.SetDomainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/DeleteDomain',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.DeleteDomainRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.DeleteDomainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDomains(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/UpdateDomains',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.UpdateDomainsRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.UpdateDomainsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackDomain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/RollBackDomain',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.RollBackDomainRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.RollBackDomainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDomainStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/GetDomainStats',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.GetDomainStatsRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.GetDomainStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Observe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/Observe',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.ObserveRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.ObserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseWork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/LeaseWork',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.LeaseWorkRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.LeaseWorkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteWork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/CompleteWork',
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.CompleteWorkRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_domain__pb2.CompleteWorkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Register(request,
             target,
             options=(),
@@ -863,6 +1302,33 @@ class KnowledgeService:
             '/hmi.knowledge.v1.KnowledgeService/Unregister',
             hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.UnregisterRequest.SerializeToString,
             hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.UnregisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hmi.knowledge.v1.KnowledgeService/LeaseQuota',
+            hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.LeaseQuotaRequest.SerializeToString,
+            hmi_dot_knowledge_dot_v1_dot_knowledge__pb2.LeaseQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

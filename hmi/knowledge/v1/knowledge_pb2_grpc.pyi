@@ -7,6 +7,7 @@ import abc
 import collections.abc
 import grpc
 import grpc.aio
+import hmi.knowledge.v1.domain_pb2
 import hmi.knowledge.v1.knowledge_pb2
 import typing
 
@@ -113,6 +114,55 @@ class KnowledgeServiceStub:
 
     Errors: NOT_FOUND, INVALID_ARGUMENT (offset).
     """
+    CreateDomain: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.CreateDomainRequest, hmi.knowledge.v1.domain_pb2.CreateDomainResponse]
+    """CreateDomain adds a node to a split base's tree and plans its first table.
+
+    Errors: INVALID_ARGUMENT (a field, or counts that are not of this base), NOT_FOUND (base or parent), ALREADY_EXISTS,
+    FAILED_PRECONDITION (the base is not split, or a blob is missing), RESOURCE_EXHAUSTED (the tree is too large).
+    """
+    SetDomain: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.SetDomainRequest, hmi.knowledge.v1.domain_pb2.SetDomainResponse]
+    """SetDomain changes a node's policy, share, budget, half-life or whether it is frozen.
+
+    Errors: INVALID_ARGUMENT (a field), NOT_FOUND.
+    """
+    DeleteDomain: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.DeleteDomainRequest, hmi.knowledge.v1.domain_pb2.DeleteDomainResponse]
+    """DeleteDomain deletes a leaf that no version reads. The root goes with its base.
+
+    Errors: NOT_FOUND, FAILED_PRECONDITION (versions read it, it has children, or it is the root).
+    """
+    UpdateDomains: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.UpdateDomainsRequest, hmi.knowledge.v1.domain_pb2.UpdateDomainsResponse]
+    """UpdateDomains plans new tables of a tree from its counts, and starts the work unless it is a dry run.
+
+    Errors: NOT_FOUND (base or path), FAILED_PRECONDITION (not split, or an update is being worked on).
+    """
+    RollBackDomain: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.RollBackDomainRequest, hmi.knowledge.v1.domain_pb2.RollBackDomainResponse]
+    """RollBackDomain returns a node to the rows it had before its last commit.
+
+    Errors: NOT_FOUND, FAILED_PRECONDITION (there is none before, or an update is being worked on).
+    """
+    GetDomainStats: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.GetDomainStatsRequest, hmi.knowledge.v1.domain_pb2.GetDomainStatsResponse]
+    """GetDomainStats says what a tree's nodes hold, and how their lookups ended.
+
+    Errors: NOT_FOUND (base), FAILED_PRECONDITION (not split).
+    """
+    Observe: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.ObserveRequest, hmi.knowledge.v1.domain_pb2.ObserveResponse]
+    """Observe adds to the counts of an executor's traffic. A message seen before (by executor, epoch and sequence) is
+    counted once.
+
+    Errors: INVALID_ARGUMENT (a field).
+    """
+    LeaseWork: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.LeaseWorkRequest, hmi.knowledge.v1.domain_pb2.LeaseWorkResponse]
+    """LeaseWork gives an executor rows to materialise, or nothing. Leasing the same work again renews it; what is not
+    completed in time goes to another.
+
+    Errors: INVALID_ARGUMENT (a field).
+    """
+    CompleteWork: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.CompleteWorkRequest, hmi.knowledge.v1.domain_pb2.CompleteWorkResponse]
+    """CompleteWork says that leased rows are written as segments; those of an update's last work commit it.
+
+    Errors: INVALID_ARGUMENT (segments that do not hold the rows asked for), FAILED_PRECONDITION (a segment's blob is
+    missing), ABORTED (the lease went to another, or the update was rolled back).
+    """
     Register: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.RegisterRequest, hmi.knowledge.v1.knowledge_pb2.RegisterResponse]
     """Register announces a gateway or an executor and starts its lease; again it renews it.
 
@@ -125,6 +175,12 @@ class KnowledgeServiceStub:
     """
     Unregister: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.UnregisterRequest, hmi.knowledge.v1.knowledge_pb2.UnregisterResponse]
     """Unregister ends a lease."""
+    LeaseQuota: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.LeaseQuotaRequest, hmi.knowledge.v1.knowledge_pb2.LeaseQuotaResponse]
+    """LeaseQuota takes parts of the rate budgets that all gateways share, in exchange for what is left of those taken
+    before. Budgets are kept in memory only: a restart of the store fills them.
+
+    Errors: INVALID_ARGUMENT (a field, or too many demands).
+    """
     Watch: grpc.UnaryStreamMultiCallable[hmi.knowledge.v1.knowledge_pb2.WatchRequest, hmi.knowledge.v1.knowledge_pb2.WatchResponse]
     """Watch sends a snapshot and then every change, in order. From a revision still in the log it goes on from there
     without a snapshot. A message with no change comes at least every five seconds, as a sign of life.
@@ -221,6 +277,55 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
 
     Errors: NOT_FOUND, INVALID_ARGUMENT (offset).
     """
+    CreateDomain: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.CreateDomainRequest, hmi.knowledge.v1.domain_pb2.CreateDomainResponse]  # type: ignore[assignment]
+    """CreateDomain adds a node to a split base's tree and plans its first table.
+
+    Errors: INVALID_ARGUMENT (a field, or counts that are not of this base), NOT_FOUND (base or parent), ALREADY_EXISTS,
+    FAILED_PRECONDITION (the base is not split, or a blob is missing), RESOURCE_EXHAUSTED (the tree is too large).
+    """
+    SetDomain: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.SetDomainRequest, hmi.knowledge.v1.domain_pb2.SetDomainResponse]  # type: ignore[assignment]
+    """SetDomain changes a node's policy, share, budget, half-life or whether it is frozen.
+
+    Errors: INVALID_ARGUMENT (a field), NOT_FOUND.
+    """
+    DeleteDomain: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.DeleteDomainRequest, hmi.knowledge.v1.domain_pb2.DeleteDomainResponse]  # type: ignore[assignment]
+    """DeleteDomain deletes a leaf that no version reads. The root goes with its base.
+
+    Errors: NOT_FOUND, FAILED_PRECONDITION (versions read it, it has children, or it is the root).
+    """
+    UpdateDomains: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.UpdateDomainsRequest, hmi.knowledge.v1.domain_pb2.UpdateDomainsResponse]  # type: ignore[assignment]
+    """UpdateDomains plans new tables of a tree from its counts, and starts the work unless it is a dry run.
+
+    Errors: NOT_FOUND (base or path), FAILED_PRECONDITION (not split, or an update is being worked on).
+    """
+    RollBackDomain: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.RollBackDomainRequest, hmi.knowledge.v1.domain_pb2.RollBackDomainResponse]  # type: ignore[assignment]
+    """RollBackDomain returns a node to the rows it had before its last commit.
+
+    Errors: NOT_FOUND, FAILED_PRECONDITION (there is none before, or an update is being worked on).
+    """
+    GetDomainStats: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.GetDomainStatsRequest, hmi.knowledge.v1.domain_pb2.GetDomainStatsResponse]  # type: ignore[assignment]
+    """GetDomainStats says what a tree's nodes hold, and how their lookups ended.
+
+    Errors: NOT_FOUND (base), FAILED_PRECONDITION (not split).
+    """
+    Observe: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.ObserveRequest, hmi.knowledge.v1.domain_pb2.ObserveResponse]  # type: ignore[assignment]
+    """Observe adds to the counts of an executor's traffic. A message seen before (by executor, epoch and sequence) is
+    counted once.
+
+    Errors: INVALID_ARGUMENT (a field).
+    """
+    LeaseWork: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.LeaseWorkRequest, hmi.knowledge.v1.domain_pb2.LeaseWorkResponse]  # type: ignore[assignment]
+    """LeaseWork gives an executor rows to materialise, or nothing. Leasing the same work again renews it; what is not
+    completed in time goes to another.
+
+    Errors: INVALID_ARGUMENT (a field).
+    """
+    CompleteWork: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.CompleteWorkRequest, hmi.knowledge.v1.domain_pb2.CompleteWorkResponse]  # type: ignore[assignment]
+    """CompleteWork says that leased rows are written as segments; those of an update's last work commit it.
+
+    Errors: INVALID_ARGUMENT (segments that do not hold the rows asked for), FAILED_PRECONDITION (a segment's blob is
+    missing), ABORTED (the lease went to another, or the update was rolled back).
+    """
     Register: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.RegisterRequest, hmi.knowledge.v1.knowledge_pb2.RegisterResponse]  # type: ignore[assignment]
     """Register announces a gateway or an executor and starts its lease; again it renews it.
 
@@ -233,6 +338,12 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     """
     Unregister: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.UnregisterRequest, hmi.knowledge.v1.knowledge_pb2.UnregisterResponse]  # type: ignore[assignment]
     """Unregister ends a lease."""
+    LeaseQuota: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.LeaseQuotaRequest, hmi.knowledge.v1.knowledge_pb2.LeaseQuotaResponse]  # type: ignore[assignment]
+    """LeaseQuota takes parts of the rate budgets that all gateways share, in exchange for what is left of those taken
+    before. Budgets are kept in memory only: a restart of the store fills them.
+
+    Errors: INVALID_ARGUMENT (a field, or too many demands).
+    """
     Watch: grpc.aio.UnaryStreamMultiCallable[hmi.knowledge.v1.knowledge_pb2.WatchRequest, hmi.knowledge.v1.knowledge_pb2.WatchResponse]  # type: ignore[assignment]
     """Watch sends a snapshot and then every change, in order. From a revision still in the log it goes on from there
     without a snapshot. A message with no change comes at least every five seconds, as a sign of life.
@@ -412,6 +523,109 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         """
 
     @abc.abstractmethod
+    def CreateDomain(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.CreateDomainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.CreateDomainResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.CreateDomainResponse]]:
+        """CreateDomain adds a node to a split base's tree and plans its first table.
+
+        Errors: INVALID_ARGUMENT (a field, or counts that are not of this base), NOT_FOUND (base or parent), ALREADY_EXISTS,
+        FAILED_PRECONDITION (the base is not split, or a blob is missing), RESOURCE_EXHAUSTED (the tree is too large).
+        """
+
+    @abc.abstractmethod
+    def SetDomain(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.SetDomainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.SetDomainResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.SetDomainResponse]]:
+        """SetDomain changes a node's policy, share, budget, half-life or whether it is frozen.
+
+        Errors: INVALID_ARGUMENT (a field), NOT_FOUND.
+        """
+
+    @abc.abstractmethod
+    def DeleteDomain(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.DeleteDomainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.DeleteDomainResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.DeleteDomainResponse]]:
+        """DeleteDomain deletes a leaf that no version reads. The root goes with its base.
+
+        Errors: NOT_FOUND, FAILED_PRECONDITION (versions read it, it has children, or it is the root).
+        """
+
+    @abc.abstractmethod
+    def UpdateDomains(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.UpdateDomainsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.UpdateDomainsResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.UpdateDomainsResponse]]:
+        """UpdateDomains plans new tables of a tree from its counts, and starts the work unless it is a dry run.
+
+        Errors: NOT_FOUND (base or path), FAILED_PRECONDITION (not split, or an update is being worked on).
+        """
+
+    @abc.abstractmethod
+    def RollBackDomain(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.RollBackDomainRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.RollBackDomainResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.RollBackDomainResponse]]:
+        """RollBackDomain returns a node to the rows it had before its last commit.
+
+        Errors: NOT_FOUND, FAILED_PRECONDITION (there is none before, or an update is being worked on).
+        """
+
+    @abc.abstractmethod
+    def GetDomainStats(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.GetDomainStatsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.GetDomainStatsResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.GetDomainStatsResponse]]:
+        """GetDomainStats says what a tree's nodes hold, and how their lookups ended.
+
+        Errors: NOT_FOUND (base), FAILED_PRECONDITION (not split).
+        """
+
+    @abc.abstractmethod
+    def Observe(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.ObserveRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.ObserveResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.ObserveResponse]]:
+        """Observe adds to the counts of an executor's traffic. A message seen before (by executor, epoch and sequence) is
+        counted once.
+
+        Errors: INVALID_ARGUMENT (a field).
+        """
+
+    @abc.abstractmethod
+    def LeaseWork(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.LeaseWorkRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.LeaseWorkResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.LeaseWorkResponse]]:
+        """LeaseWork gives an executor rows to materialise, or nothing. Leasing the same work again renews it; what is not
+        completed in time goes to another.
+
+        Errors: INVALID_ARGUMENT (a field).
+        """
+
+    @abc.abstractmethod
+    def CompleteWork(
+        self,
+        request: hmi.knowledge.v1.domain_pb2.CompleteWorkRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.domain_pb2.CompleteWorkResponse, collections.abc.Awaitable[hmi.knowledge.v1.domain_pb2.CompleteWorkResponse]]:
+        """CompleteWork says that leased rows are written as segments; those of an update's last work commit it.
+
+        Errors: INVALID_ARGUMENT (segments that do not hold the rows asked for), FAILED_PRECONDITION (a segment's blob is
+        missing), ABORTED (the lease went to another, or the update was rolled back).
+        """
+
+    @abc.abstractmethod
     def Register(
         self,
         request: hmi.knowledge.v1.knowledge_pb2.RegisterRequest,
@@ -440,6 +654,18 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.UnregisterResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.UnregisterResponse]]:
         """Unregister ends a lease."""
+
+    @abc.abstractmethod
+    def LeaseQuota(
+        self,
+        request: hmi.knowledge.v1.knowledge_pb2.LeaseQuotaRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.LeaseQuotaResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.LeaseQuotaResponse]]:
+        """LeaseQuota takes parts of the rate budgets that all gateways share, in exchange for what is left of those taken
+        before. Budgets are kept in memory only: a restart of the store fills them.
+
+        Errors: INVALID_ARGUMENT (a field, or too many demands).
+        """
 
     @abc.abstractmethod
     def Watch(
