@@ -8,8 +8,8 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import hmi.admin.v1.resources_pb2
-import hmi.knowledge.v1.domain_pb2
 import sys
 import typing
 
@@ -19,6 +19,153 @@ else:
     import typing_extensions
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+@typing.final
+class DomainChange(google.protobuf.message.Message):
+    """DomainChange says what an update does to one node."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    NUM_ADDED_FIELD_NUMBER: builtins.int
+    NUM_PROMOTED_FIELD_NUMBER: builtins.int
+    NUM_REMOVED_FIELD_NUMBER: builtins.int
+    NUM_DEFERRED_FIELD_NUMBER: builtins.int
+    NUM_ENTRIES_FIELD_NUMBER: builtins.int
+    COVERAGE_BEFORE_FIELD_NUMBER: builtins.int
+    COVERAGE_AFTER_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """The node's path."""
+    order: builtins.int
+    """Tokens of the rows' n-grams: 1, 2 or 3."""
+    num_added: builtins.int
+    """Rows that come in."""
+    num_promoted: builtins.int
+    """Of those: rows that move up from children."""
+    num_removed: builtins.int
+    """Rows that go."""
+    num_deferred: builtins.int
+    """Rows that an update may not change yet (the share of a node's rows that one update may change is bounded)."""
+    num_entries: builtins.int
+    """Rows after the update."""
+    coverage_before: builtins.float
+    """Share of counted occurrences that the path's tables cover before and after."""
+    coverage_after: builtins.float
+    """See coverage_before."""
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        order: builtins.int = ...,
+        num_added: builtins.int = ...,
+        num_promoted: builtins.int = ...,
+        num_removed: builtins.int = ...,
+        num_deferred: builtins.int = ...,
+        num_entries: builtins.int = ...,
+        coverage_before: builtins.float = ...,
+        coverage_after: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["coverage_after", b"coverage_after", "coverage_before", b"coverage_before", "num_added", b"num_added", "num_deferred", b"num_deferred", "num_entries", b"num_entries", "num_promoted", b"num_promoted", "num_removed", b"num_removed", "order", b"order", "path", b"path"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DomainChange: typing_extensions.TypeAlias = DomainChange
+
+@typing.final
+class Lookups(google.protobuf.message.Message):
+    """Lookups counts how a node's tokens were answered."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUM_TOKENS_FIELD_NUMBER: builtins.int
+    NUM_TRIGRAM_FIELD_NUMBER: builtins.int
+    NUM_BIGRAM_FIELD_NUMBER: builtins.int
+    NUM_UNIGRAM_FIELD_NUMBER: builtins.int
+    NUM_COMPUTED_FIELD_NUMBER: builtins.int
+    num_tokens: builtins.int
+    """Tokens looked up."""
+    num_trigram: builtins.int
+    """Answered by a trigram."""
+    num_bigram: builtins.int
+    """Answered by a bigram."""
+    num_unigram: builtins.int
+    """Answered by a unigram."""
+    num_computed: builtins.int
+    """Computed by the local encoder."""
+    def __init__(
+        self,
+        *,
+        num_tokens: builtins.int = ...,
+        num_trigram: builtins.int = ...,
+        num_bigram: builtins.int = ...,
+        num_unigram: builtins.int = ...,
+        num_computed: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["num_bigram", b"num_bigram", "num_computed", b"num_computed", "num_tokens", b"num_tokens", "num_trigram", b"num_trigram", "num_unigram", b"num_unigram"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Lookups: typing_extensions.TypeAlias = Lookups
+
+@typing.final
+class DomainStats(google.protobuf.message.Message):
+    """DomainStats says what a node holds and does."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: builtins.int
+    NUM_ENTRIES_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    FLAT_BYTES_FIELD_NUMBER: builtins.int
+    NUM_VERSIONS_FIELD_NUMBER: builtins.int
+    VERSION_BYTES_FIELD_NUMBER: builtins.int
+    COUNTED_TOKENS_FIELD_NUMBER: builtins.int
+    LOOKUPS_FIELD_NUMBER: builtins.int
+    COMMIT_TIME_FIELD_NUMBER: builtins.int
+    size_bytes: builtins.int
+    """Bytes of its own segments."""
+    flat_bytes: builtins.int
+    """Bytes that a flat table answering the same lookups would take: its own rows and its ancestors'."""
+    num_versions: builtins.int
+    """Versions that read it."""
+    version_bytes: builtins.int
+    """Bytes that those versions' own blobs take together: adapters and heads."""
+    counted_tokens: builtins.float
+    """Decayed tokens counted, those of its sub-domains included."""
+    @property
+    def domain(self) -> hmi.admin.v1.resources_pb2.Domain:
+        """The node."""
+
+    @property
+    def num_entries(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Rows of its own, by order: unigrams, bigrams, trigrams."""
+
+    @property
+    def lookups(self) -> Global___Lookups:
+        """How its models' tokens were answered since the store started."""
+
+    @property
+    def commit_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When its own rows were last committed."""
+
+    def __init__(
+        self,
+        *,
+        domain: hmi.admin.v1.resources_pb2.Domain | None = ...,
+        num_entries: collections.abc.Iterable[builtins.int] | None = ...,
+        size_bytes: builtins.int = ...,
+        flat_bytes: builtins.int = ...,
+        num_versions: builtins.int = ...,
+        version_bytes: builtins.int = ...,
+        counted_tokens: builtins.float = ...,
+        lookups: Global___Lookups | None = ...,
+        commit_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["commit_time", b"commit_time", "domain", b"domain", "lookups", b"lookups"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["commit_time", b"commit_time", "counted_tokens", b"counted_tokens", "domain", b"domain", "flat_bytes", b"flat_bytes", "lookups", b"lookups", "num_entries", b"num_entries", "num_versions", b"num_versions", "size_bytes", b"size_bytes", "version_bytes", b"version_bytes"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DomainStats: typing_extensions.TypeAlias = DomainStats
 
 @typing.final
 class CreateDomainHeader(google.protobuf.message.Message):
@@ -189,13 +336,13 @@ class ListDomainsResponse(google.protobuf.message.Message):
 
     NODES_FIELD_NUMBER: builtins.int
     @property
-    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[hmi.knowledge.v1.domain_pb2.DomainStats]:
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainStats]:
         """Its nodes, parents before children. Counts are shown to admins only."""
 
     def __init__(
         self,
         *,
-        nodes: collections.abc.Iterable[hmi.knowledge.v1.domain_pb2.DomainStats] | None = ...,
+        nodes: collections.abc.Iterable[Global___DomainStats] | None = ...,
     ) -> None: ...
     _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["nodes", b"nodes"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -208,20 +355,62 @@ class SetDomainRequest(google.protobuf.message.Message):
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CHANGE_FIELD_NUMBER: builtins.int
-    @property
-    def change(self) -> hmi.knowledge.v1.domain_pb2.SetDomainRequest:
-        """What changes; unset fields stay."""
-
+    BASE_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    MISS_POLICY_FIELD_NUMBER: builtins.int
+    ALPHA_FIELD_NUMBER: builtins.int
+    BYTE_BUDGET_FIELD_NUMBER: builtins.int
+    HALF_LIFE_TOKENS_FIELD_NUMBER: builtins.int
+    IS_FROZEN_FIELD_NUMBER: builtins.int
+    base: builtins.str
+    """Name of the base."""
+    path: builtins.str
+    """The node's path."""
+    miss_policy: hmi.admin.v1.resources_pb2.MissPolicy.ValueType
+    """What stands for a miss. Unset fields stay."""
+    alpha: builtins.float
+    """Share of occurrences to cover."""
+    byte_budget: builtins.int
+    """Bytes its own rows may take."""
+    half_life_tokens: builtins.int
+    """Tokens after which a count weighs half."""
+    is_frozen: builtins.bool
+    """Whether scheduled updates pass it by."""
     def __init__(
         self,
         *,
-        change: hmi.knowledge.v1.domain_pb2.SetDomainRequest | None = ...,
+        base: builtins.str = ...,
+        path: builtins.str = ...,
+        miss_policy: hmi.admin.v1.resources_pb2.MissPolicy.ValueType | None = ...,
+        alpha: builtins.float | None = ...,
+        byte_budget: builtins.int | None = ...,
+        half_life_tokens: builtins.int | None = ...,
+        is_frozen: builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["change", b"change"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_alpha", b"_alpha", "_byte_budget", b"_byte_budget", "_half_life_tokens", b"_half_life_tokens", "_is_frozen", b"_is_frozen", "_miss_policy", b"_miss_policy", "alpha", b"alpha", "byte_budget", b"byte_budget", "half_life_tokens", b"half_life_tokens", "is_frozen", b"is_frozen", "miss_policy", b"miss_policy"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["change", b"change"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_alpha", b"_alpha", "_byte_budget", b"_byte_budget", "_half_life_tokens", b"_half_life_tokens", "_is_frozen", b"_is_frozen", "_miss_policy", b"_miss_policy", "alpha", b"alpha", "base", b"base", "byte_budget", b"byte_budget", "half_life_tokens", b"half_life_tokens", "is_frozen", b"is_frozen", "miss_policy", b"miss_policy", "path", b"path"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alpha: typing_extensions.TypeAlias = typing.Literal["alpha"]
+    _WhichOneofArgType__alpha: typing_extensions.TypeAlias = typing.Literal["_alpha", b"_alpha"]
+    _WhichOneofReturnType__byte_budget: typing_extensions.TypeAlias = typing.Literal["byte_budget"]
+    _WhichOneofArgType__byte_budget: typing_extensions.TypeAlias = typing.Literal["_byte_budget", b"_byte_budget"]
+    _WhichOneofReturnType__half_life_tokens: typing_extensions.TypeAlias = typing.Literal["half_life_tokens"]
+    _WhichOneofArgType__half_life_tokens: typing_extensions.TypeAlias = typing.Literal["_half_life_tokens", b"_half_life_tokens"]
+    _WhichOneofReturnType__is_frozen: typing_extensions.TypeAlias = typing.Literal["is_frozen"]
+    _WhichOneofArgType__is_frozen: typing_extensions.TypeAlias = typing.Literal["_is_frozen", b"_is_frozen"]
+    _WhichOneofReturnType__miss_policy: typing_extensions.TypeAlias = typing.Literal["miss_policy"]
+    _WhichOneofArgType__miss_policy: typing_extensions.TypeAlias = typing.Literal["_miss_policy", b"_miss_policy"]
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alpha) -> _WhichOneofReturnType__alpha | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__byte_budget) -> _WhichOneofReturnType__byte_budget | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__half_life_tokens) -> _WhichOneofReturnType__half_life_tokens | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__is_frozen) -> _WhichOneofReturnType__is_frozen | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__miss_policy) -> _WhichOneofReturnType__miss_policy | None: ...
 
 Global___SetDomainRequest: typing_extensions.TypeAlias = SetDomainRequest
 
@@ -321,14 +510,14 @@ class UpdateDomainsResponse(google.protobuf.message.Message):
     update_id: builtins.str
     """Names the update; empty for a dry run, or if nothing changes."""
     @property
-    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[hmi.knowledge.v1.domain_pb2.DomainChange]:
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainChange]:
         """The changes, by path and order."""
 
     def __init__(
         self,
         *,
         update_id: builtins.str = ...,
-        changes: collections.abc.Iterable[hmi.knowledge.v1.domain_pb2.DomainChange] | None = ...,
+        changes: collections.abc.Iterable[Global___DomainChange] | None = ...,
     ) -> None: ...
     _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["changes", b"changes", "update_id", b"update_id"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

@@ -22,61 +22,55 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from hmi.admin.v1 import domain_pb2 as hmi_dot_admin_dot_v1_dot_domain__pb2
 from hmi.admin.v1 import resources_pb2 as hmi_dot_admin_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhmi/knowledge/v1/domain.proto\x12\x10hmi.knowledge.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1chmi/admin/v1/resources.proto\"f\n\x13\x43reateDomainRequest\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\x12\x15\n\rcounts_sha256\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"<\n\x14\x43reateDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"\x94\x02\n\x10SetDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x32\n\x0bmiss_policy\x18\x03 \x01(\x0e\x32\x18.hmi.admin.v1.MissPolicyH\x00\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0b\x62yte_budget\x18\x05 \x01(\x04H\x02\x88\x01\x01\x12\x1d\n\x10half_life_tokens\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\tis_frozen\x18\x07 \x01(\x08H\x04\x88\x01\x01\x42\x0e\n\x0c_miss_policyB\x08\n\x06_alphaB\x0e\n\x0c_byte_budgetB\x13\n\x11_half_life_tokensB\x0c\n\n_is_frozen\"9\n\x11SetDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"1\n\x13\x44\x65leteDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteDomainResponse\"F\n\x14UpdateDomainsRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x12\n\nis_dry_run\x18\x03 \x01(\x08\"\xc5\x01\n\x0c\x44omainChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05order\x18\x02 \x01(\r\x12\x11\n\tnum_added\x18\x03 \x01(\x04\x12\x14\n\x0cnum_promoted\x18\x04 \x01(\x04\x12\x13\n\x0bnum_removed\x18\x05 \x01(\x04\x12\x14\n\x0cnum_deferred\x18\x06 \x01(\x04\x12\x13\n\x0bnum_entries\x18\x07 \x01(\x04\x12\x17\n\x0f\x63overage_before\x18\x08 \x01(\x01\x12\x16\n\x0e\x63overage_after\x18\t \x01(\x01\"[\n\x15UpdateDomainsResponse\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12/\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1e.hmi.knowledge.v1.DomainChange\"3\n\x15RollBackDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\">\n\x16RollBackDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"%\n\x15GetDomainStatsRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\"q\n\x07Lookups\x12\x12\n\nnum_tokens\x18\x01 \x01(\x04\x12\x13\n\x0bnum_trigram\x18\x02 \x01(\x04\x12\x12\n\nnum_bigram\x18\x03 \x01(\x04\x12\x13\n\x0bnum_unigram\x18\x04 \x01(\x04\x12\x14\n\x0cnum_computed\x18\x05 \x01(\x04\"\x92\x02\n\x0b\x44omainStats\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\x12\x13\n\x0bnum_entries\x18\x02 \x03(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x12\n\nflat_bytes\x18\x04 \x01(\x04\x12\x14\n\x0cnum_versions\x18\x05 \x01(\x04\x12\x15\n\rversion_bytes\x18\x06 \x01(\x04\x12\x16\n\x0e\x63ounted_tokens\x18\x07 \x01(\x01\x12*\n\x07lookups\x18\x08 \x01(\x0b\x32\x19.hmi.knowledge.v1.Lookups\x12/\n\x0b\x63ommit_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x16GetDomainStatsResponse\x12,\n\x05nodes\x18\x01 \x03(\x0b\x32\x1d.hmi.knowledge.v1.DomainStats\"\x98\x01\n\x0cTenantCounts\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\x12\x0c\n\x04keys\x18\x05 \x03(\x06\x12\x0e\n\x06\x63ounts\x18\x06 \x03(\r\x12*\n\x07lookups\x18\x07 \x01(\x0b\x32\x19.hmi.knowledge.v1.Lookups\"v\n\x0eObserveRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12.\n\x06\x63ounts\x18\x04 \x03(\x0b\x32\x1e.hmi.knowledge.v1.TenantCounts\"\x11\n\x0fObserveResponse\"N\n\x10LeaseWorkRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x61se_digests\x18\x02 \x03(\t\x12\x0f\n\x07work_id\x18\x03 \x01(\t\"\xcc\x01\n\x04Work\x12\x0f\n\x07work_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x16\n\x0e\x65ncoder_sha256\x18\x04 \x01(\t\x12\r\n\x05order\x18\x05 \x01(\r\x12\x13\n\x0bkeys_sha256\x18\x06 \x01(\t\x12\x13\n\x0bnum_entries\x18\x07 \x01(\x04\x12\x18\n\x10\x65xpected_version\x18\x08 \x01(\x04\x12\x13\n\x0blease_token\x18\t \x01(\t\x12\x10\n\x08lease_ms\x18\n \x01(\r\"9\n\x11LeaseWorkResponse\x12$\n\x04work\x18\x01 \x01(\x0b\x32\x16.hmi.knowledge.v1.Work\"~\n\x13\x43ompleteWorkRequest\x12\x0f\n\x07work_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x18\n\x10\x65xpected_version\x18\x03 \x01(\x04\x12\'\n\x08segments\x18\x04 \x03(\x0b\x32\x15.hmi.admin.v1.Segment\",\n\x14\x43ompleteWorkResponse\x12\x14\n\x0cis_committed\x18\x01 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhmi/knowledge/v1/domain.proto\x12\x10hmi.knowledge.v1\x1a\x19hmi/admin/v1/domain.proto\x1a\x1chmi/admin/v1/resources.proto\"f\n\x13\x43reateDomainRequest\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\x12\x15\n\rcounts_sha256\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"<\n\x14\x43reateDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"\x94\x02\n\x10SetDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x32\n\x0bmiss_policy\x18\x03 \x01(\x0e\x32\x18.hmi.admin.v1.MissPolicyH\x00\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0b\x62yte_budget\x18\x05 \x01(\x04H\x02\x88\x01\x01\x12\x1d\n\x10half_life_tokens\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\tis_frozen\x18\x07 \x01(\x08H\x04\x88\x01\x01\x42\x0e\n\x0c_miss_policyB\x08\n\x06_alphaB\x0e\n\x0c_byte_budgetB\x13\n\x11_half_life_tokensB\x0c\n\n_is_frozen\"9\n\x11SetDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"1\n\x13\x44\x65leteDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteDomainResponse\"F\n\x14UpdateDomainsRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x12\n\nis_dry_run\x18\x03 \x01(\x08\"W\n\x15UpdateDomainsResponse\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12+\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1a.hmi.admin.v1.DomainChange\"3\n\x15RollBackDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\">\n\x16RollBackDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"%\n\x15GetDomainStatsRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\"B\n\x16GetDomainStatsResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.hmi.admin.v1.DomainStats\"\x94\x01\n\x0cTenantCounts\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\x12\x0c\n\x04keys\x18\x05 \x03(\x06\x12\x0e\n\x06\x63ounts\x18\x06 \x03(\r\x12&\n\x07lookups\x18\x07 \x01(\x0b\x32\x15.hmi.admin.v1.Lookups\"v\n\x0eObserveRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12.\n\x06\x63ounts\x18\x04 \x03(\x0b\x32\x1e.hmi.knowledge.v1.TenantCounts\"\x11\n\x0fObserveResponse\"N\n\x10LeaseWorkRequest\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x61se_digests\x18\x02 \x03(\t\x12\x0f\n\x07work_id\x18\x03 \x01(\t\"\xcc\x01\n\x04Work\x12\x0f\n\x07work_id\x18\x01 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x16\n\x0e\x65ncoder_sha256\x18\x04 \x01(\t\x12\r\n\x05order\x18\x05 \x01(\r\x12\x13\n\x0bkeys_sha256\x18\x06 \x01(\t\x12\x13\n\x0bnum_entries\x18\x07 \x01(\x04\x12\x18\n\x10\x65xpected_version\x18\x08 \x01(\x04\x12\x13\n\x0blease_token\x18\t \x01(\t\x12\x10\n\x08lease_ms\x18\n \x01(\r\"9\n\x11LeaseWorkResponse\x12$\n\x04work\x18\x01 \x01(\x0b\x32\x16.hmi.knowledge.v1.Work\"~\n\x13\x43ompleteWorkRequest\x12\x0f\n\x07work_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x18\n\x10\x65xpected_version\x18\x03 \x01(\x04\x12\'\n\x08segments\x18\x04 \x03(\x0b\x32\x15.hmi.admin.v1.Segment\",\n\x14\x43ompleteWorkResponse\x12\x14\n\x0cis_committed\x18\x01 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hmi.knowledge.v1.domain_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEDOMAINREQUEST']._serialized_start=114
-  _globals['_CREATEDOMAINREQUEST']._serialized_end=216
-  _globals['_CREATEDOMAINRESPONSE']._serialized_start=218
-  _globals['_CREATEDOMAINRESPONSE']._serialized_end=278
-  _globals['_SETDOMAINREQUEST']._serialized_start=281
-  _globals['_SETDOMAINREQUEST']._serialized_end=557
-  _globals['_SETDOMAINRESPONSE']._serialized_start=559
-  _globals['_SETDOMAINRESPONSE']._serialized_end=616
-  _globals['_DELETEDOMAINREQUEST']._serialized_start=618
-  _globals['_DELETEDOMAINREQUEST']._serialized_end=667
-  _globals['_DELETEDOMAINRESPONSE']._serialized_start=669
-  _globals['_DELETEDOMAINRESPONSE']._serialized_end=691
-  _globals['_UPDATEDOMAINSREQUEST']._serialized_start=693
-  _globals['_UPDATEDOMAINSREQUEST']._serialized_end=763
-  _globals['_DOMAINCHANGE']._serialized_start=766
-  _globals['_DOMAINCHANGE']._serialized_end=963
-  _globals['_UPDATEDOMAINSRESPONSE']._serialized_start=965
-  _globals['_UPDATEDOMAINSRESPONSE']._serialized_end=1056
-  _globals['_ROLLBACKDOMAINREQUEST']._serialized_start=1058
-  _globals['_ROLLBACKDOMAINREQUEST']._serialized_end=1109
-  _globals['_ROLLBACKDOMAINRESPONSE']._serialized_start=1111
-  _globals['_ROLLBACKDOMAINRESPONSE']._serialized_end=1173
-  _globals['_GETDOMAINSTATSREQUEST']._serialized_start=1175
-  _globals['_GETDOMAINSTATSREQUEST']._serialized_end=1212
-  _globals['_LOOKUPS']._serialized_start=1214
-  _globals['_LOOKUPS']._serialized_end=1327
-  _globals['_DOMAINSTATS']._serialized_start=1330
-  _globals['_DOMAINSTATS']._serialized_end=1604
-  _globals['_GETDOMAINSTATSRESPONSE']._serialized_start=1606
-  _globals['_GETDOMAINSTATSRESPONSE']._serialized_end=1676
-  _globals['_TENANTCOUNTS']._serialized_start=1679
-  _globals['_TENANTCOUNTS']._serialized_end=1831
-  _globals['_OBSERVEREQUEST']._serialized_start=1833
-  _globals['_OBSERVEREQUEST']._serialized_end=1951
-  _globals['_OBSERVERESPONSE']._serialized_start=1953
-  _globals['_OBSERVERESPONSE']._serialized_end=1970
-  _globals['_LEASEWORKREQUEST']._serialized_start=1972
-  _globals['_LEASEWORKREQUEST']._serialized_end=2050
-  _globals['_WORK']._serialized_start=2053
-  _globals['_WORK']._serialized_end=2257
-  _globals['_LEASEWORKRESPONSE']._serialized_start=2259
-  _globals['_LEASEWORKRESPONSE']._serialized_end=2316
-  _globals['_COMPLETEWORKREQUEST']._serialized_start=2318
-  _globals['_COMPLETEWORKREQUEST']._serialized_end=2444
-  _globals['_COMPLETEWORKRESPONSE']._serialized_start=2446
-  _globals['_COMPLETEWORKRESPONSE']._serialized_end=2490
+  _globals['_CREATEDOMAINREQUEST']._serialized_start=108
+  _globals['_CREATEDOMAINREQUEST']._serialized_end=210
+  _globals['_CREATEDOMAINRESPONSE']._serialized_start=212
+  _globals['_CREATEDOMAINRESPONSE']._serialized_end=272
+  _globals['_SETDOMAINREQUEST']._serialized_start=275
+  _globals['_SETDOMAINREQUEST']._serialized_end=551
+  _globals['_SETDOMAINRESPONSE']._serialized_start=553
+  _globals['_SETDOMAINRESPONSE']._serialized_end=610
+  _globals['_DELETEDOMAINREQUEST']._serialized_start=612
+  _globals['_DELETEDOMAINREQUEST']._serialized_end=661
+  _globals['_DELETEDOMAINRESPONSE']._serialized_start=663
+  _globals['_DELETEDOMAINRESPONSE']._serialized_end=685
+  _globals['_UPDATEDOMAINSREQUEST']._serialized_start=687
+  _globals['_UPDATEDOMAINSREQUEST']._serialized_end=757
+  _globals['_UPDATEDOMAINSRESPONSE']._serialized_start=759
+  _globals['_UPDATEDOMAINSRESPONSE']._serialized_end=846
+  _globals['_ROLLBACKDOMAINREQUEST']._serialized_start=848
+  _globals['_ROLLBACKDOMAINREQUEST']._serialized_end=899
+  _globals['_ROLLBACKDOMAINRESPONSE']._serialized_start=901
+  _globals['_ROLLBACKDOMAINRESPONSE']._serialized_end=963
+  _globals['_GETDOMAINSTATSREQUEST']._serialized_start=965
+  _globals['_GETDOMAINSTATSREQUEST']._serialized_end=1002
+  _globals['_GETDOMAINSTATSRESPONSE']._serialized_start=1004
+  _globals['_GETDOMAINSTATSRESPONSE']._serialized_end=1070
+  _globals['_TENANTCOUNTS']._serialized_start=1073
+  _globals['_TENANTCOUNTS']._serialized_end=1221
+  _globals['_OBSERVEREQUEST']._serialized_start=1223
+  _globals['_OBSERVEREQUEST']._serialized_end=1341
+  _globals['_OBSERVERESPONSE']._serialized_start=1343
+  _globals['_OBSERVERESPONSE']._serialized_end=1360
+  _globals['_LEASEWORKREQUEST']._serialized_start=1362
+  _globals['_LEASEWORKREQUEST']._serialized_end=1440
+  _globals['_WORK']._serialized_start=1443
+  _globals['_WORK']._serialized_end=1647
+  _globals['_LEASEWORKRESPONSE']._serialized_start=1649
+  _globals['_LEASEWORKRESPONSE']._serialized_end=1706
+  _globals['_COMPLETEWORKREQUEST']._serialized_start=1708
+  _globals['_COMPLETEWORKREQUEST']._serialized_end=1834
+  _globals['_COMPLETEWORKRESPONSE']._serialized_start=1836
+  _globals['_COMPLETEWORKRESPONSE']._serialized_end=1880
 # @@protoc_insertion_point(module_scope)

@@ -12,7 +12,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
-import google.protobuf.timestamp_pb2
+import hmi.admin.v1.domain_pb2
 import hmi.admin.v1.resources_pb2
 import sys
 import typing
@@ -229,57 +229,6 @@ class UpdateDomainsRequest(google.protobuf.message.Message):
 Global___UpdateDomainsRequest: typing_extensions.TypeAlias = UpdateDomainsRequest
 
 @typing.final
-class DomainChange(google.protobuf.message.Message):
-    """DomainChange says what an update does to one node."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    PATH_FIELD_NUMBER: builtins.int
-    ORDER_FIELD_NUMBER: builtins.int
-    NUM_ADDED_FIELD_NUMBER: builtins.int
-    NUM_PROMOTED_FIELD_NUMBER: builtins.int
-    NUM_REMOVED_FIELD_NUMBER: builtins.int
-    NUM_DEFERRED_FIELD_NUMBER: builtins.int
-    NUM_ENTRIES_FIELD_NUMBER: builtins.int
-    COVERAGE_BEFORE_FIELD_NUMBER: builtins.int
-    COVERAGE_AFTER_FIELD_NUMBER: builtins.int
-    path: builtins.str
-    """The node's path."""
-    order: builtins.int
-    """Tokens of the rows' n-grams: 1, 2 or 3."""
-    num_added: builtins.int
-    """Rows that come in."""
-    num_promoted: builtins.int
-    """Of those: rows that move up from children."""
-    num_removed: builtins.int
-    """Rows that go."""
-    num_deferred: builtins.int
-    """Rows that an update may not change yet (the share of a node's rows that one update may change is bounded)."""
-    num_entries: builtins.int
-    """Rows after the update."""
-    coverage_before: builtins.float
-    """Share of counted occurrences that the path's tables cover before and after."""
-    coverage_after: builtins.float
-    """See coverage_before."""
-    def __init__(
-        self,
-        *,
-        path: builtins.str = ...,
-        order: builtins.int = ...,
-        num_added: builtins.int = ...,
-        num_promoted: builtins.int = ...,
-        num_removed: builtins.int = ...,
-        num_deferred: builtins.int = ...,
-        num_entries: builtins.int = ...,
-        coverage_before: builtins.float = ...,
-        coverage_after: builtins.float = ...,
-    ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["coverage_after", b"coverage_after", "coverage_before", b"coverage_before", "num_added", b"num_added", "num_deferred", b"num_deferred", "num_entries", b"num_entries", "num_promoted", b"num_promoted", "num_removed", b"num_removed", "order", b"order", "path", b"path"]
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-
-Global___DomainChange: typing_extensions.TypeAlias = DomainChange
-
-@typing.final
 class UpdateDomainsResponse(google.protobuf.message.Message):
     """UpdateDomainsResponse says what changes."""
 
@@ -290,14 +239,14 @@ class UpdateDomainsResponse(google.protobuf.message.Message):
     update_id: builtins.str
     """Names the update; empty for a dry run, or if nothing changes."""
     @property
-    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainChange]:
+    def changes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[hmi.admin.v1.domain_pb2.DomainChange]:
         """The changes, by path and order."""
 
     def __init__(
         self,
         *,
         update_id: builtins.str = ...,
-        changes: collections.abc.Iterable[Global___DomainChange] | None = ...,
+        changes: collections.abc.Iterable[hmi.admin.v1.domain_pb2.DomainChange] | None = ...,
     ) -> None: ...
     _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["changes", b"changes", "update_id", b"update_id"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -370,102 +319,6 @@ class GetDomainStatsRequest(google.protobuf.message.Message):
 Global___GetDomainStatsRequest: typing_extensions.TypeAlias = GetDomainStatsRequest
 
 @typing.final
-class Lookups(google.protobuf.message.Message):
-    """Lookups counts how a node's tokens were answered."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    NUM_TOKENS_FIELD_NUMBER: builtins.int
-    NUM_TRIGRAM_FIELD_NUMBER: builtins.int
-    NUM_BIGRAM_FIELD_NUMBER: builtins.int
-    NUM_UNIGRAM_FIELD_NUMBER: builtins.int
-    NUM_COMPUTED_FIELD_NUMBER: builtins.int
-    num_tokens: builtins.int
-    """Tokens looked up."""
-    num_trigram: builtins.int
-    """Answered by a trigram."""
-    num_bigram: builtins.int
-    """Answered by a bigram."""
-    num_unigram: builtins.int
-    """Answered by a unigram."""
-    num_computed: builtins.int
-    """Computed by the local encoder."""
-    def __init__(
-        self,
-        *,
-        num_tokens: builtins.int = ...,
-        num_trigram: builtins.int = ...,
-        num_bigram: builtins.int = ...,
-        num_unigram: builtins.int = ...,
-        num_computed: builtins.int = ...,
-    ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["num_bigram", b"num_bigram", "num_computed", b"num_computed", "num_tokens", b"num_tokens", "num_trigram", b"num_trigram", "num_unigram", b"num_unigram"]
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-
-Global___Lookups: typing_extensions.TypeAlias = Lookups
-
-@typing.final
-class DomainStats(google.protobuf.message.Message):
-    """DomainStats says what a node holds and does."""
-
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    DOMAIN_FIELD_NUMBER: builtins.int
-    NUM_ENTRIES_FIELD_NUMBER: builtins.int
-    SIZE_BYTES_FIELD_NUMBER: builtins.int
-    FLAT_BYTES_FIELD_NUMBER: builtins.int
-    NUM_VERSIONS_FIELD_NUMBER: builtins.int
-    VERSION_BYTES_FIELD_NUMBER: builtins.int
-    COUNTED_TOKENS_FIELD_NUMBER: builtins.int
-    LOOKUPS_FIELD_NUMBER: builtins.int
-    COMMIT_TIME_FIELD_NUMBER: builtins.int
-    size_bytes: builtins.int
-    """Bytes of its own segments."""
-    flat_bytes: builtins.int
-    """Bytes that a flat table answering the same lookups would take: its own rows and its ancestors'."""
-    num_versions: builtins.int
-    """Versions that read it."""
-    version_bytes: builtins.int
-    """Bytes that those versions' own blobs take together: adapters and heads."""
-    counted_tokens: builtins.float
-    """Decayed tokens counted, those of its sub-domains included."""
-    @property
-    def domain(self) -> hmi.admin.v1.resources_pb2.Domain:
-        """The node."""
-
-    @property
-    def num_entries(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Rows of its own, by order: unigrams, bigrams, trigrams."""
-
-    @property
-    def lookups(self) -> Global___Lookups:
-        """How its models' tokens were answered since the store started."""
-
-    @property
-    def commit_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
-        """When its own rows were last committed."""
-
-    def __init__(
-        self,
-        *,
-        domain: hmi.admin.v1.resources_pb2.Domain | None = ...,
-        num_entries: collections.abc.Iterable[builtins.int] | None = ...,
-        size_bytes: builtins.int = ...,
-        flat_bytes: builtins.int = ...,
-        num_versions: builtins.int = ...,
-        version_bytes: builtins.int = ...,
-        counted_tokens: builtins.float = ...,
-        lookups: Global___Lookups | None = ...,
-        commit_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["commit_time", b"commit_time", "domain", b"domain", "lookups", b"lookups"]
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["commit_time", b"commit_time", "counted_tokens", b"counted_tokens", "domain", b"domain", "flat_bytes", b"flat_bytes", "lookups", b"lookups", "num_entries", b"num_entries", "num_versions", b"num_versions", "size_bytes", b"size_bytes", "version_bytes", b"version_bytes"]
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-
-Global___DomainStats: typing_extensions.TypeAlias = DomainStats
-
-@typing.final
 class GetDomainStatsResponse(google.protobuf.message.Message):
     """GetDomainStatsResponse holds a tree."""
 
@@ -473,13 +326,13 @@ class GetDomainStatsResponse(google.protobuf.message.Message):
 
     NODES_FIELD_NUMBER: builtins.int
     @property
-    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainStats]:
+    def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[hmi.admin.v1.domain_pb2.DomainStats]:
         """Its nodes, parents before children."""
 
     def __init__(
         self,
         *,
-        nodes: collections.abc.Iterable[Global___DomainStats] | None = ...,
+        nodes: collections.abc.Iterable[hmi.admin.v1.domain_pb2.DomainStats] | None = ...,
     ) -> None: ...
     _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["nodes", b"nodes"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
@@ -516,7 +369,7 @@ class TenantCounts(google.protobuf.message.Message):
         """How often each came, at most what a sketch overestimates."""
 
     @property
-    def lookups(self) -> Global___Lookups:
+    def lookups(self) -> hmi.admin.v1.domain_pb2.Lookups:
         """How its tokens were answered."""
 
     def __init__(
@@ -528,7 +381,7 @@ class TenantCounts(google.protobuf.message.Message):
         num_tokens: builtins.int = ...,
         keys: collections.abc.Iterable[builtins.int] | None = ...,
         counts: collections.abc.Iterable[builtins.int] | None = ...,
-        lookups: Global___Lookups | None = ...,
+        lookups: hmi.admin.v1.domain_pb2.Lookups | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["lookups", b"lookups"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
