@@ -7,18 +7,21 @@ import logging
 import sys
 import uuid
 from asyncio import TaskGroup
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from hmi.executor.v1.executor_pb2_grpc import add_ExecutorServiceServicer_to_server
+from hmi.knowledge.v1.knowledge_pb2 import MEMBER_KIND_EXECUTOR
 from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
 from services.common.errors import HmiError
+from services.common.follow import follow
 from services.common.interceptor import RequestInterceptor, ServiceTokenInterceptor
 from services.common.knowledge import BlobCache, Blobs, open_channel
 from services.common.logs import configure_logging
+from services.common.registration import Registration
 from services.common.server import run, serve, stopped
 from services.executor.bases import Bases
 from services.executor.blobs import BlobFiles
@@ -27,7 +30,6 @@ from services.executor.device import pick_device, pick_limits
 from services.executor.failpoints import arm
 from services.executor.follow import Follower
 from services.executor.loading import Loader
-from services.executor.registration import Registration
 from services.executor.service import Executor, Options
 
 if TYPE_CHECKING:
@@ -61,10 +63,11 @@ class Process:
             settings.blob_dir,
         )
         self.executor = Executor(options, on_failure=self.failed.set)
-        self.follower = Follower(stub)
+        self.follower = Follower()
         self.registration = Registration(
             stub,
-            executor_id=options.executor_id,
+            member_id=options.executor_id,
+            kind=MEMBER_KIND_EXECUTOR,
             base_digests=lambda: list(self.executor.bases),
             held_blobs=lambda: [*self.bases.held_blobs, *self.executor.held_blobs],
         )
@@ -99,23 +102,24 @@ async def _serve(settings: ExecutorSettings) -> None:
     token = settings.service_token.get_secret_value()
     interceptors = [RequestInterceptor("executor"), ServiceTokenInterceptor(token)]
     async with open_channel(settings.knowledge_address, token) as channel, TaskGroup() as group:
-        process = Process(settings, KnowledgeServiceStub(channel))
-        group.create_task(process.follower.run())
+        stub: KnowledgeServiceAsyncStub = KnowledgeServiceStub(channel)
+        process = Process(settings, stub)
+        group.create_task(follow(process.follower, stub))
         await process.bases.start()
         adders = {
             SERVICE: partial(add_ExecutorServiceServicer_to_server, process.executor.servicer)
         }
         serving = serve(settings, adders=adders, interceptors=interceptors)
-        async with serving as server, process.executor:
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(serving)
+            await stack.enter_async_context(process.executor)
             address = f"{settings.host}:{server.port}"
+            reached_at = settings.advertise_address or address
+            await stack.enter_async_context(process.registration.held(reached_at))
+            stack.push_async_callback(server.set_serving, False)
             group.create_task(process.bases.run())
-            group.create_task(process.registration.run(settings.advertise_address or address))
             print(f"ready: {address}", flush=True)
-            try:
-                await process.failed.wait()
-            finally:
-                await server.set_serving(False)
-                await process.registration.end()
+            await process.failed.wait()
             raise RuntimeError("the engine failed; see the log")
 
 

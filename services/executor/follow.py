@@ -1,28 +1,15 @@
-"""Follows the knowledge store: which bases there are, which models are pinned, what is deleted.
+"""What an executor sees of the knowledge store: its bases, the pinned models, what is deleted.
 
-Knows Watch; does not load anything. While the store is away the last view stands.
+Knows the store's changes; does not know how they come, and loads nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING
-
-import grpc.aio
 
 from hmi.admin.v1 import resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.executor.engine.items import ModelKey
-
-if TYPE_CHECKING:
-    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
-
-logger = logging.getLogger(__name__)
-
-# The store gives a sign of life at least every five seconds.
-SILENCE_S = 15.0
-RETRY_S = 0.5
 
 
 class View:
@@ -94,50 +81,22 @@ class View:
 
 
 class Follower:
-    """Keeps a view up to date.
+    """The view, kept up to date by `services.common.follow`.
 
     Attributes:
         view: The latest state. Empty until the first snapshot is complete.
+        revision: That of the view.
         changed: Set at each change; the reader clears it.
     """
 
-    def __init__(self, stub: KnowledgeServiceAsyncStub) -> None:
-        self._stub = stub
-        self._revision = 0
+    def __init__(self) -> None:
         self._snapshot: View | None = None
-        self._is_connected = True
         self.view = View()
+        self.revision = 0
         self.changed = asyncio.Event()
 
-    async def run(self) -> None:
-        """Follow for ever, through the store's absences."""
-        while True:
-            try:
-                await self._watch()
-            except (grpc.aio.AioRpcError, TimeoutError) as error:
-                if self._is_connected:
-                    logger.warning("the knowledge store is away", extra={"error": repr(error)})
-                self._is_connected = False
-            await asyncio.sleep(RETRY_S)
-
-    async def _watch(self) -> None:
-        self._snapshot = None
-        call = self._stub.Watch(pb.WatchRequest(from_revision=self._revision))
-        responses = aiter(call)
-        try:
-            while True:
-                async with asyncio.timeout(SILENCE_S):
-                    response = await anext(responses, None)
-                if response is None:
-                    return
-                self._take(response)
-        finally:
-            call.cancel()
-
-    def _take(self, response: pb.WatchResponse) -> None:
-        if not self._is_connected:
-            logger.info("the knowledge store is back")
-            self._is_connected = True
+    def apply(self, response: pb.WatchResponse) -> None:
+        """Take over one message of Watch. A snapshot replaces the view once it is complete."""
         if response.is_snapshot and self._snapshot is None:
             self._snapshot = View()
         view = self.view if self._snapshot is None else self._snapshot
@@ -149,6 +108,10 @@ class Follower:
             self._snapshot.succeed(self.view)
             self.view, self._snapshot = self._snapshot, None
             self.changed.set()
-        self._revision = response.revision
+        self.revision = response.revision or self.revision
         if response.changes:
             self.changed.set()
+
+    def interrupted(self) -> None:
+        """The stream ended; a snapshot that was on its way is dropped."""
+        self._snapshot = None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import uuid
 
 from hmi.knowledge.v1 import knowledge_pb2
 from services.common.interceptor import RequestInterceptor
 from services.common.logs import configure_logging
+from services.common.registration import Registration
 from services.common.server import run, serve, stopped
 from services.gateway.app import open_app
 from services.gateway.config import GatewaySettings
-from services.gateway.watch import stay_registered
 
 
 async def main(settings: GatewaySettings) -> None:
@@ -23,19 +22,15 @@ async def main(settings: GatewaySettings) -> None:
         serve(settings, adders=app.adders, interceptors=[RequestInterceptor("gateway")]) as running,
     ):
         address = settings.advertise_address or f"{settings.host}:{running.port}"
-        member = knowledge_pb2.Member(
-            member_id=member_id, kind=knowledge_pb2.MEMBER_KIND_GATEWAY, address=address
+        registration = Registration(
+            app.knowledge, member_id=member_id, kind=knowledge_pb2.MEMBER_KIND_GATEWAY
         )
-        lease = asyncio.create_task(stay_registered(app.knowledge, member))
         # What the snapshot brought lives on: a collection need not walk it again and again.
         gc.collect()
         gc.freeze()
-        print(f"ready: {settings.host}:{running.port}", flush=True)
-        try:
+        async with registration.held(address):
+            print(f"ready: {settings.host}:{running.port}", flush=True)
             await stopped(settings)
-        finally:
-            lease.cancel()
-            await asyncio.gather(lease, return_exceptions=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from hmi.admin.v1.tenant_pb2_grpc import add_TenantServiceServicer_to_server
 from hmi.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
 from hmi.oip.v1.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
+from services.common.follow import follow
 from services.common.knowledge import BlobCache, Blobs, open_channel
 from services.gateway.admission import Admission
 from services.gateway.auth import Authenticator
@@ -29,6 +30,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.limits import Limits
 from services.gateway.mirror import Mirror
 from services.gateway.predictor import Predictor
+from services.gateway.quota_leases import QuotaLeases
 from services.gateway.router import Router
 from services.gateway.servicers.inference import InferenceServicer
 from services.gateway.servicers.models import ModelServicer
@@ -37,7 +39,6 @@ from services.gateway.servicers.tenants import TenantServicer
 from services.gateway.tokenization import Tokenization
 from services.gateway.uploads import VersionUploads
 from services.gateway.usage import Usage
-from services.gateway.watch import follow
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -111,14 +112,16 @@ async def open_app(settings: GatewaySettings, gateway_id: str) -> AsyncIterator[
         tokenization = Tokenization(cache, settings.tokenizer_threads)
         usage = Usage()
         router = Router(settings, mirror, usage, gateway_id)
+        leases = QuotaLeases(knowledge, mirror.num_gateways, time.monotonic)
         try:
             await mirror.ready()
-            limits = Limits(settings, mirror.num_gateways, time.monotonic)
+            limits = Limits(settings, leases)
             predictor = Predictor(settings, mirror, limits, tokenization, router, usage)
             parts = _Parts(settings, knowledge, mirror, cache, usage, router, predictor)
             mirror.on_change(lambda: _prefetch(tokenization, mirror))
             _prefetch(tokenization, mirror)
-            yield App(_adders(parts), knowledge, mirror, router)
+            async with leases.running():
+                yield App(_adders(parts), knowledge, mirror, router)
         finally:
             following.cancel()
             await router.close()

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer
 from hmi.admin.v1 import model_pb2, resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.base_config import BaseConfig
+from services.common.bases import base_digest, check_file_name
 from services.common.errors import AlreadyExists, DataLoss, InvalidArgument, ResourceExhausted
 from services.common.ids import check_name, check_sha256
 from services.common.knowledge import Blobs
@@ -28,16 +28,9 @@ if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
 
 REQUIRED = ("config.json", "tokenizer.json", "model.safetensors")
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MAX_FILES = 32
 _MAX_JSON_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 20
-
-
-def base_digest(files: Sequence[resources_pb2.BaseFile]) -> str:
-    """sha256 of the sorted lines "SHA256  NAME\\n"."""
-    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_header(header: model_pb2.AddBaseHeader, max_bytes: int) -> None:
@@ -53,8 +46,7 @@ def check_header(header: model_pb2.AddBaseHeader, max_bytes: int) -> None:
     names = [file.name for file in header.files]
     for index, file in enumerate(header.files):
         field = f"header.files[{index}]"
-        if not _FILE_NAME.fullmatch(file.name):
-            raise InvalidArgument(f"{field}.name", "must be a plain file name")
+        check_file_name(f"{field}.name", file.name)
         if names.index(file.name) != index:
             raise InvalidArgument(f"{field}.name", f"{file.name} is there twice")
         check_sha256(f"{field}.sha256", file.sha256)

@@ -58,10 +58,10 @@ def test_what_a_new_snapshot_lacks_was_deleted() -> None:
 
 
 def test_a_follower_that_gets_a_new_snapshot_tells_what_was_deleted_meanwhile() -> None:
-    follower = Follower(stub=None)  # type: ignore[arg-type]  # messages are handed in below
+    follower = Follower()
     for changes in ([version(1), version(2)], [version(2)]):
-        follower._snapshot = None
-        follower._take(
+        follower.interrupted()
+        follower.apply(
             pb.WatchResponse(changes=changes, is_snapshot=True, is_snapshot_end=True, revision=1)
         )
     assert follower.view.take_deleted() == [pinned_key(1)]

@@ -16,14 +16,15 @@ from hmi.admin.v1 import resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
 from services.common.errors import DataLoss, FailedPrecondition
+from services.common.follow import follow
 from services.common.knowledge import BlobCache, Blobs, open_channel
+from services.common.registration import Registration
 from services.executor.bases import Bases
 from services.executor.blobs import BlobFiles
 from services.executor.engine.batching import Limits
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import ModelKey
 from services.executor.follow import Follower
-from services.executor.registration import Registration
 from services.executor.service import Executor, Options
 from tests.executor.children import Child, members, put_base, running, store_child, until_members
 from tests.executor.fake_base import FakeBase, loaded
@@ -42,14 +43,15 @@ class Link:
         self.channel = channel
         self.blobs = Blobs(stub)
         self.executor = Executor(Options("executor-1", Limits(256, 8)))
-        self.follower = Follower(stub)
+        self.follower = Follower()
         self.files = BlobFiles(BlobCache(directory / "cache", self.blobs))
         self.fake = FakeBase()
         self.errors: dict[str, Exception] = {}  # of loading, by base
         self._tasks: list[asyncio.Task[None]] = []
         self.registration = Registration(
             stub,
-            executor_id="executor-1",
+            member_id="executor-1",
+            kind=pb.MEMBER_KIND_EXECUTOR,
             base_digests=lambda: list(self.executor.bases),
             held_blobs=lambda: list(self.bases.held_blobs),
         )
@@ -121,7 +123,7 @@ def blobs(tmp_path: Path) -> Path:
 
 async def test_bases_load_at_the_start_and_when_they_are_added(link: Link) -> None:
     first = await link.put_base("first")
-    link.begin(link.follower.run())
+    link.begin(follow(link.follower, link.stub))
     await link.bases.start()
     assert set(link.executor.bases) == {first.digest}
     link.begin(link.bases.run())
@@ -148,7 +150,7 @@ async def test_pinned_versions_are_kept_and_deleted_ones_dropped(link: Link) -> 
         pb.CreateVersionsRequest(versions=[pb.NewVersion(version=version)])
     )
     assert created.versions[0].version.number == 1
-    link.begin(link.follower.run())
+    link.begin(follow(link.follower, link.stub))
     await link.bases.start()
     link.begin(link.bases.run())
     await link.stub.SetPinned(pb.SetPinnedRequest(tenant="acme", model="topic", pinned=True))
@@ -159,7 +161,7 @@ async def test_pinned_versions_are_kept_and_deleted_ones_dropped(link: Link) -> 
 
 
 async def test_starting_waits_for_the_store_but_not_for_a_base(link: Link) -> None:
-    link.begin(link.follower.run())
+    link.begin(follow(link.follower, link.stub))
     await link.bases.start()
     assert link.executor.bases == {}
 
@@ -168,7 +170,7 @@ async def test_the_start_fails_if_no_base_can_be_served(link: Link, blobs: Path)
     base = await link.put_base("first")
     weights = base.files[2].sha256
     (blobs / weights[:2] / weights).unlink()
-    link.begin(link.follower.run())
+    link.begin(follow(link.follower, link.stub))
     with pytest.raises(FailedPrecondition, match=f"first: .*{weights}"):
         await link.bases.start()
 
@@ -178,7 +180,7 @@ async def test_a_base_that_cannot_be_served_is_refused_alone(link: Link, error: 
     link.errors = {"bad": error, "late": error}
     await link.put_base("bad")
     good = await link.put_base("good")
-    link.begin(link.follower.run())
+    link.begin(follow(link.follower, link.stub))
     await link.bases.start()
     assert set(link.executor.bases) == {good.digest}
     link.begin(link.bases.run())
@@ -202,16 +204,15 @@ async def test_shared_blobs_are_read_in_place_and_verified(
 
 
 async def test_a_member_stays_known_through_the_stores_restart(link: Link, store: Child) -> None:
-    link.begin(link.follower.run())
-    link.begin(link.registration.run("127.0.0.1:1"))
-    await link.bases.start()
-    await until_members(link.stub, lambda members: "executor-1" in members)
-    await store.stop()
-    await asyncio.sleep(0.7)
-    await store.start()
-    await link.channel.channel_ready()
-    base = await link.put_base("late")
-    link.begin(link.bases.run())
-    await until_members(link.stub, lambda members: served(members) == [base.digest])
-    await link.registration.end()
+    link.begin(follow(link.follower, link.stub))
+    async with link.registration.held("127.0.0.1:1"):
+        await link.bases.start()
+        await until_members(link.stub, lambda members: "executor-1" in members)
+        await store.stop()
+        await asyncio.sleep(0.7)
+        await store.start()
+        await link.channel.channel_ready()
+        base = await link.put_base("late")
+        link.begin(link.bases.run())
+        await until_members(link.stub, lambda members: served(members) == [base.digest])
     assert "executor-1" not in await members(link.stub)

@@ -21,10 +21,10 @@ import pytest
 from hmi.admin.v1 import resources_pb2 as rpb
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
+from services.common.bases import base_digest
 from services.common.errors import HmiError, from_rpc_error
 from services.common.knowledge import Blobs, open_channel
 from services.knowledge_store.config import StoreSettings
-from services.knowledge_store.metadata.bases import base_digest
 from services.knowledge_store.store import running_store
 
 TOKEN = "service-secret"

@@ -5,7 +5,6 @@ The only way into gateway and executor for task knowledge; knows no storage and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +93,6 @@ def admit(
         biases=tuple(parts.biases),
         bottlenecks=tuple(bottlenecks),
         tensors=tensors,
-        num_parameters=sum(math.prod(tensors.shape(name)) for name in tensors),
     )
 
 

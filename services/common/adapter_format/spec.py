@@ -152,7 +152,6 @@ class AdmittedVersion:
 
     Attributes:
         tensors: The container, for packing; names in the spec refer to it.
-        num_parameters: Weights in it.
     """
 
     format: str
@@ -167,7 +166,6 @@ class AdmittedVersion:
     biases: tuple[Bias, ...]
     bottlenecks: tuple[Bottleneck, ...]
     tensors: TensorFile
-    num_parameters: int
 
     @property
     def metadata(self) -> Mapping[str, object]:

@@ -6,7 +6,6 @@ Knows no wire format, no queue and no device.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,9 +55,6 @@ class Item:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
-
-    def is_expired(self, now: float | None = None) -> bool:
-        return self.deadline <= (time.monotonic() if now is None else now)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,23 +1,20 @@
 """Bases: which checkpoints there are.
 
-Knows how a base's digest follows from its files; does not know what the files hold.
+Knows what a base may be; does not know what its files hold.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Awaitable, Callable, Iterable
 
 from hmi.admin.v1 import resources_pb2 as rpb
+from services.common.bases import base_digest, check_file_name
 from services.common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from services.common.ids import check_name, check_sha256
 from services.knowledge_store.metadata.database import Database
 from services.knowledge_store.metadata.kinds import BASES, versions_of_base
 from services.knowledge_store.metadata.tenants import timestamp
 from services.knowledge_store.metadata.transaction import Transaction
-
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 
 # sha256 in hex of blobs -> sizes of those that are complete; see BlobDirectory.sizes.
 BlobSizes = Callable[[Iterable[str]], Awaitable[dict[str, int]]]
@@ -85,19 +82,12 @@ class Bases:
         await self._database.change(delete)
 
 
-def base_digest(files: Iterable[rpb.BaseFile]) -> str:
-    """sha256 in hex of the sorted lines "SHA256  NAME\\n"."""
-    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
 def _check_base(base: rpb.Base) -> None:
     check_name("base.name", base.name)
     if not base.files:
         raise InvalidArgument("base.files", "must not be empty")
     for position, file in enumerate(base.files):
-        if not _FILE_NAME.fullmatch(file.name):
-            raise InvalidArgument(f"base.files[{position}].name", "must be a plain file name")
+        check_file_name(f"base.files[{position}].name", file.name)
         check_sha256(f"base.files[{position}].sha256", file.sha256)
     if len({file.name for file in base.files}) < len(base.files):
         raise InvalidArgument("base.files", "names must differ")
