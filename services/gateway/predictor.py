@@ -91,7 +91,7 @@ class Predictor:
             ResourceExhausted, Unavailable, DeadlineExceeded: Quota, overload, time.
         """
         try:
-            admitted = self._admit(question)
+            admitted = await self._admit(question)
         except HmiError:
             self._count_refused(question.tenant, len(question.texts))
             raise
@@ -106,7 +106,7 @@ class Predictor:
         """Count answers as they are given: what is never given is never billed."""
         self._usage.of(tenant).bill(predictions)
 
-    def _admit(self, question: Question) -> _Admitted:
+    async def _admit(self, question: Question) -> _Admitted:
         settings = self._settings
         started = time.perf_counter()
         tenant = self._mirror.state.tenants.get(question.tenant)
@@ -122,11 +122,11 @@ class Predictor:
         max_chars = settings.max_chars_per_token * base.max_tokens
         check_texts(question.texts, max_chars, takes_pairs=takes_pairs)
         self._check_answer_size(question, version)
-        self._limits.admit_request(tenant)
         wanted_s = question.timeout_s
         timeout_s = settings.default_deadline_s if wanted_s is None else wanted_s
-        timeout_s = min(timeout_s, settings.max_deadline_s)
-        return _Admitted(question, tenant, version, base, started, self._loop.time() + timeout_s)
+        deadline = self._loop.time() + min(timeout_s, settings.max_deadline_s)
+        await self._limits.admit_request(tenant)
+        return _Admitted(question, tenant, version, base, started, deadline)
 
     def _check_answer_size(self, question: Question, version: Version) -> None:
         """Tags come as spans, of which a text has few; every other label has a score a text."""

@@ -21,6 +21,7 @@ from services.knowledge_store.metadata.bases import Bases
 from services.knowledge_store.metadata.models import Models
 from services.knowledge_store.metadata.tenants import Tenants
 from services.knowledge_store.metadata.versions import Versions
+from services.knowledge_store.quotas import Quotas
 from services.knowledge_store.watch import Watches
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,6 +37,7 @@ class Parts:
     models: Models
     blobs: BlobDirectory
     leases: Leases
+    quotas: Quotas
     watches: Watches
     lease_ms: int
 
@@ -132,6 +134,9 @@ class KnowledgeServicer(KnowledgeServiceServicer):
     async def Unregister(self, request: pb.UnregisterRequest, context: Context) -> Any:
         await self._parts.leases.unregister(request.member_id)
         return pb.UnregisterResponse()
+
+    async def LeaseQuota(self, request: pb.LeaseQuotaRequest, context: Context) -> Any:
+        return pb.LeaseQuotaResponse(grants=self._parts.quotas.lease(request.demands))
 
     async def Watch(
         self, request: pb.WatchRequest, context: Context

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -27,6 +28,7 @@ from services.knowledge_store.metadata.bases import Bases
 from services.knowledge_store.metadata.models import Models
 from services.knowledge_store.metadata.tenants import Tenants
 from services.knowledge_store.metadata.versions import Versions
+from services.knowledge_store.quotas import Quotas
 from services.knowledge_store.servicer import KnowledgeServicer, Parts
 from services.knowledge_store.watch import Watches
 
@@ -106,6 +108,7 @@ def _parts(settings: StoreSettings, database: Database, blobs: BlobDirectory) ->
         models=Models(database),
         blobs=blobs,
         leases=Leases(database, lease_ms=settings.lease_ms),
+        quotas=Quotas(time.monotonic),
         watches=Watches(database, sign_of_life_s=settings.sign_of_life_s),
         lease_ms=settings.lease_ms,
     )

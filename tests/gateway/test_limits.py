@@ -1,84 +1,293 @@
-"""Quotas in a clock of the test's own."""
+"""Quotas in a clock of the test's own, leased from real budgets without a wire between."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
 
 from hmi.admin.v1 import resources_pb2
+from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.errors import ResourceExhausted, Unavailable
+from services.gateway import quota_leases
 from services.gateway.config import GatewaySettings
 from services.gateway.limits import Limits
+from services.gateway.quota_leases import QuotaLeases
+from services.knowledge_store.quotas import Quotas
 
 
 class Clock:
     now = 0.0
 
 
-def limits(clock: Clock, num_gateways: int = 1, **settings: object) -> Limits:
-    chosen = GatewaySettings.model_validate(
-        {"knowledge_address": "x:1", "cache_dir": Path("/x"), **settings}
-    )
-    return Limits(chosen, lambda: num_gateways, lambda: clock.now)
+class Store:
+    """What a gateway sees of the store: budgets, or nothing."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.quotas = Quotas(lambda: clock.now)
+        self.num_calls = 0
+        self.is_up = True
+
+    async def LeaseQuota(self, request: pb.LeaseQuotaRequest, **_: float) -> pb.LeaseQuotaResponse:
+        self.num_calls += 1
+        await asyncio.sleep(0)
+        if not self.is_up:
+            empty = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, empty, empty)
+        return pb.LeaseQuotaResponse(grants=self.quotas.lease(request.demands))
+
+
+class World:
+    """A store and gateways around it, in one clock."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = Store(self.clock)
+        self.exits = AsyncExitStack()
+
+    async def gateway(self, num_gateways: int = 1, **settings: object) -> Limits:
+        chosen = GatewaySettings.model_validate(
+            {"knowledge_address": "x:1", "cache_dir": Path("/x"), **settings}
+        )
+        stub: Any = self.store
+        leases = QuotaLeases(stub, lambda: num_gateways, lambda: self.clock.now)
+        await self.exits.enter_async_context(leases.running())
+        return Limits(chosen, leases)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    async with world.exits:
+        yield world
 
 
 def tenant(**quota: float) -> resources_pb2.Tenant:
     return resources_pb2.Tenant(name="acme", quota=resources_pb2.Quota(**quota))  # type: ignore[arg-type]
 
 
-def test_a_request_rate_is_held_and_says_when_to_retry() -> None:
-    clock = Clock()
-    held = limits(clock)
+async def refused(held: Limits, acme: resources_pb2.Tenant) -> ResourceExhausted:
+    with pytest.raises(ResourceExhausted) as caught:
+        await held.admit_request(acme)
+    return caught.value
+
+
+async def num_admitted(held: Limits, acme: resources_pb2.Tenant, num_asked: int) -> int:
+    """How many of so many requests, one after another, are admitted."""
+    num = 0
+    for _ in range(num_asked):
+        try:
+            await held.admit_request(acme)
+        except ResourceExhausted:
+            continue
+        num += 1
+    return num
+
+
+async def settled() -> None:
+    """Let leases that are asked for in the background come."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_a_request_rate_is_held_and_says_when_to_retry(world: World) -> None:
+    held = await world.gateway()
     acme = tenant(requests_per_second=10)
     for _ in range(20):  # two seconds' burst
-        held.admit_request(acme)
-    with pytest.raises(ResourceExhausted) as caught:
-        held.admit_request(acme)
-    kinds = [type(detail) for detail in caught.value.details()]
+        await held.admit_request(acme)
+    error = await refused(held, acme)
+    kinds = [type(detail) for detail in error.details()]
     assert error_details_pb2.RetryInfo in kinds
     assert error_details_pb2.QuotaFailure in kinds
-    assert caught.value.subject == "tenant:acme/requests_per_second"
-    assert caught.value.retry_after_s == pytest.approx(0.1)
-    clock.now += caught.value.retry_after_s + 1e-9
-    held.admit_request(acme)
+    assert error.subject == "tenant:acme/requests_per_second"
+    assert error.retry_after_s == pytest.approx(0.1)
+    world.clock.now += error.retry_after_s + 1e-9
+    await held.admit_request(acme)
 
 
-def test_a_large_request_is_served_and_then_paid_off() -> None:
-    clock = Clock()
-    held = limits(clock)
+async def test_a_large_request_is_served_and_then_paid_off(world: World) -> None:
+    held = await world.gateway()
     acme = tenant(tokens_per_second=100)
-    held.admit_request(acme)
+    await held.admit_request(acme)
     held.charge_tokens(acme, 1200)  # 200 were there
-    with pytest.raises(ResourceExhausted) as caught:
-        held.admit_request(acme)
-    assert caught.value.retry_after_s == pytest.approx(10.01)
-    clock.now += 10.02
-    held.admit_request(acme)
+    await settled()
+    error = await refused(held, acme)
+    assert error.retry_after_s == pytest.approx(10.01)
+    world.clock.now += 10.02
+    await held.admit_request(acme)
 
 
-def test_gateways_share_a_quota() -> None:
-    held = limits(Clock(), num_gateways=4)
+async def test_one_of_many_gateways_gives_a_tenant_its_whole_quota(world: World) -> None:
+    held, *_ = [await world.gateway(num_gateways=4) for _ in range(4)]
+    acme = tenant(requests_per_second=100)
+    assert await num_admitted(held, acme, 1_000) == 200
+
+
+async def test_gateways_together_hold_the_quota(world: World) -> None:
+    gateways = [await world.gateway(num_gateways=4) for _ in range(4)]
+    acme = tenant(requests_per_second=100)
+    total = 0
+    for _ in range(100):  # two seconds
+        for held in gateways:
+            total += await num_admitted(held, acme, 5)
+        await settled()
+        world.clock.now += 0.02
+    assert 360 <= total <= 400  # the burst and two seconds; the slices of four may be unused
+
+
+async def test_gateways_that_all_want_more_each_get_some(world: World) -> None:
+    one, two = [await world.gateway(num_gateways=2) for _ in range(2)]
+    acme = tenant(requests_per_second=100)
+    admitted = [0, 0]
+    for _ in range(1_000):  # ten seconds
+        for place, held in enumerate((one, two)):
+            admitted[place] += await num_admitted(held, acme, 3)
+        world.clock.now += 0.01
+    assert 1_150 <= sum(admitted) <= 1_200
+    assert min(admitted) > 200
+
+
+async def test_a_debt_at_one_gateway_is_paid_at_all(world: World) -> None:
+    one, two = [await world.gateway(num_gateways=2) for _ in range(2)]
+    acme = tenant(tokens_per_second=100)
+    await one.admit_request(acme)
+    one.charge_tokens(acme, 1200)
+    await settled()
+    assert (await refused(two, acme)).retry_after_s == pytest.approx(10.01)
+
+
+async def test_a_lease_is_used_and_renewed_without_waiting_for_the_store(world: World) -> None:
+    held = await world.gateway()
+    acme = tenant(requests_per_second=1_000)
+    await held.admit_request(acme)
+    await settled()
+    for _ in range(20):
+        num_calls = world.store.num_calls
+        for _ in range(60):  # more than half a slice
+            admission = held.admit_request(acme)
+            with pytest.raises(StopIteration):  # it never waits
+                admission.send(None)
+        assert world.store.num_calls == num_calls
+        await settled()
+        assert world.store.num_calls == num_calls + 1
+        world.clock.now += 0.06
+
+
+async def test_refusing_does_not_ask_the_store_again(world: World) -> None:
+    held = await world.gateway()
     acme = tenant(requests_per_second=10)
-    for _ in range(5):
-        held.admit_request(acme)
-    with pytest.raises(ResourceExhausted):
-        held.admit_request(acme)
+    await num_admitted(held, acme, 30)
+    num_calls = world.store.num_calls
+    assert await num_admitted(held, acme, 1_000) == 0
+    assert world.store.num_calls == num_calls
 
 
-def test_without_a_quota_the_deployments_default_holds() -> None:
-    unlimited, bounded = limits(Clock()), limits(Clock(), default_requests_per_second=1)
-    for _ in range(1000):
-        unlimited.admit_request(tenant())
-    bounded.admit_request(tenant())
-    bounded.admit_request(tenant())
-    with pytest.raises(ResourceExhausted):
-        bounded.admit_request(tenant())
+async def test_what_is_not_used_goes_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota_leases, "LEASE_S", 0.02)
+    one, two = [await world.gateway(num_gateways=2) for _ in range(2)]
+    acme = tenant(requests_per_second=100)
+    assert await num_admitted(one, acme, 11) == 11  # and some are leased beyond
+    await settled()
+    num_of_two = await num_admitted(two, acme, 300)
+    assert num_of_two < 189
+    world.clock.now += 0.1  # in which 10 come
+    await asyncio.sleep(0.05)  # the gateway's own round
+    num_of_two += await num_admitted(two, acme, 300)
+    assert num_of_two == 199
 
 
-def test_a_full_queue_is_refused_by_whose_it_is() -> None:
-    held = limits(Clock(), max_queued_items=100)
+async def test_while_the_store_is_away_each_gateway_gives_its_share(world: World) -> None:
+    one, two = [await world.gateway(num_gateways=2) for _ in range(2)]
+    acme = tenant(requests_per_second=10)
+    await one.admit_request(acme)
+    world.store.is_up = False
+    assert await num_admitted(one, acme, 100) == 10  # half of the burst
+    assert await num_admitted(two, acme, 100) == 10
+    world.clock.now += 1.0
+    assert await num_admitted(one, acme, 100) == 5
+    assert await num_admitted(two, acme, 100) == 5
+
+
+async def test_nobody_waits_for_a_store_that_is_away(world: World) -> None:
+    held = await world.gateway()
+    acme = tenant(requests_per_second=1_000)
+    world.store.is_up = False
+    await held.admit_request(acme)
+    num_calls = world.store.num_calls
+    for _ in range(100):
+        admission = held.admit_request(acme)
+        with pytest.raises(StopIteration):
+            admission.send(None)
+    await settled()
+    assert world.store.num_calls == num_calls
+    world.clock.now += 1.0
+    await held.admit_request(acme)  # asks in the background
+    await settled()
+    assert world.store.num_calls == num_calls + 1
+
+
+async def test_a_store_that_is_back_is_leased_from_again_and_told_of_debts(world: World) -> None:
+    held = await world.gateway(num_gateways=2)
+    acme = tenant(tokens_per_second=100)
+    world.store.is_up = False
+    await held.admit_request(acme)
+    held.charge_tokens(acme, 600)  # the share's burst is 100
+    world.clock.now += 5.0  # and 50 a second come
+    await settled()
+    world.store.is_up = True
+    world.clock.now += 5.1
+    await held.admit_request(acme)
+    held.charge_tokens(acme, 1_005)
+    await settled()
+    # All 200 of the store's are there, and of the debt 1,000 are left.
+    assert (await refused(held, acme)).retry_after_s == pytest.approx(8.01)
+
+
+async def test_a_raised_quota_counts_at_once(world: World) -> None:
+    held = await world.gateway()
+    assert await num_admitted(held, tenant(requests_per_second=1), 10) == 2
+    assert await num_admitted(held, tenant(requests_per_second=100), 300) == 198
+
+
+async def test_concurrent_requests_share_an_answer_of_the_store(world: World) -> None:
+    held = await world.gateway()
+    acme = tenant(requests_per_second=10)
+    results = await asyncio.gather(
+        *(held.admit_request(acme) for _ in range(50)), return_exceptions=True
+    )
+    assert sum(result is None for result in results) == 20
+    assert all(result is None or isinstance(result, ResourceExhausted) for result in results)
+    assert world.store.num_calls <= 3
+
+
+async def test_a_request_that_is_given_up_takes_nothing(world: World) -> None:
+    held = await world.gateway()
+    acme = tenant(requests_per_second=1)
+    admission = asyncio.create_task(held.admit_request(acme))
+    await asyncio.sleep(0)
+    admission.cancel()
+    await asyncio.gather(admission, return_exceptions=True)
+    await settled()
+    assert await num_admitted(held, acme, 10) == 2
+
+
+async def test_without_a_quota_the_deployments_default_holds(world: World) -> None:
+    unlimited = await world.gateway()
+    bounded = await world.gateway(default_requests_per_second=1)
+    assert await num_admitted(unlimited, tenant(), 1_000) == 1_000
+    assert world.store.num_calls == 0
+    assert await num_admitted(bounded, tenant(), 10) == 2
+
+
+async def test_a_full_queue_is_refused_by_whose_it_is(world: World) -> None:
+    held = await world.gateway(max_queued_items=100)
     with pytest.raises(ResourceExhausted):
         held.check_room(tenant(max_queued_items=5), 2, 4, 4)
     held.check_room(tenant(max_queued_items=5), 1, 4, 4)
