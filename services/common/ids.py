@@ -11,6 +11,8 @@ from services.common.errors import InvalidArgument
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_PATH_NAMES = 8
+MAX_PATH_CHARS = 255
 
 
 def is_name(value: str) -> bool:
@@ -38,3 +40,24 @@ def check_sha256(field: str, value: str) -> str:
     if not _SHA256.fullmatch(value):
         raise InvalidArgument(field, "must be a sha256: 64 lower-case hex digits")
     return value
+
+
+def check_path(field: str, value: str) -> str:
+    """`value`, if it is a domain's path: 1 to 8 names joined by '/', at most 255 characters in all.
+
+    Raises:
+        InvalidArgument: naming `field`.
+    """
+    names = value.split("/")
+    if len(value) > MAX_PATH_CHARS or len(names) > MAX_PATH_NAMES or not all(map(is_name, names)):
+        raise InvalidArgument(
+            field,
+            f"must be 1 to {MAX_PATH_NAMES} names joined by '/', {MAX_PATH_CHARS} characters at "
+            "most; a name is 1 to 63 of a-z, 0-9 and '-', starting with a letter",
+        )
+    return value
+
+
+def parent_path(path: str) -> str:
+    """The path of a domain's parent; the root's is empty, and so is its children's parent."""
+    return path.rpartition("/")[0]
