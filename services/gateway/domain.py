@@ -7,7 +7,7 @@ per version.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from hmi.admin.v1 import resources_pb2
@@ -43,6 +43,11 @@ class Base:
     def max_tokens(self) -> int:
         return self.pb.max_tokens
 
+    @property
+    def is_split(self) -> bool:
+        """Whether its lower layers are looked up in a tree of tables."""
+        return self.pb.HasField("split")
+
     def file_digest(self, name: str) -> str | None:
         """sha256 of one of its files, or None if it has none of that name."""
         return next((file.sha256 for file in self.pb.files if file.name == name), None)
@@ -73,8 +78,23 @@ class Version:
             digest=pb.digest,
             base=pb.base,
             base_digest=pb.base_digest,
+            table_version=pb.table_version,
         )
         return cls(pb, key, provenance, tuple(pb.labels))
+
+    def reading(self, table_version: str) -> Version:
+        """This version with the tables that a request to it reads."""
+        if table_version == self.table_version:
+            return self
+        provenance = inference_pb2.Provenance()
+        provenance.CopyFrom(self.provenance)
+        provenance.table_version = table_version
+        return replace(self, provenance=provenance)
+
+    @property
+    def table_version(self) -> str:
+        """sha256 of the manifest of the tables it reads; empty on a base that is not split."""
+        return self.provenance.table_version
 
     @property
     def task(self) -> resources_pb2.Task.ValueType:

@@ -17,7 +17,7 @@ from hmi.executor.v1 import executor_pb2 as pb
 from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from services.common.errors import HmiError, from_status
 from services.common.server import CHANNEL_OPTIONS
-from services.gateway.domain import Item
+from services.gateway.domain import Item, Version
 
 if TYPE_CHECKING:
     from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 1.0
+_MAX_TABLES = 10_000
 
 _OPTIONS = [
     *CHANNEL_OPTIONS,
@@ -79,6 +80,7 @@ class Link:
         self.is_up = False
         self.resident: set[str] = set()
         self._hinted: set[str] = set()
+        self._tables: set[str] = set()
         self._in_flight: dict[int, Item] = {}
         self._outbox: list[pb.Command] = []
         self._wake = asyncio.Event()
@@ -102,11 +104,13 @@ class Link:
             token_ids=encoded.ids,
             num_first_segment_tokens=encoded.num_first,
             timeout_ms=timeout_ms,
+            table_version=item.version.table_version,
         )
         self.credit -= item.cost
         self.load += item.cost
         self._in_flight[item.item_id] = item
         self._hinted.discard(item.version.digest)
+        self._tables.add(item.version.table_version)
         self._send(pb.Command(submit=submit))
 
     def cancel(self, item: Item) -> None:
@@ -115,12 +119,19 @@ class Link:
             self.load -= item.cost
             self._send(pb.Command(cancel=pb.Cancel(item_id=item.item_id)))
 
-    def hint(self, key: pb.ModelKey) -> None:
-        """Say that items of a model wait, once until one of them is submitted."""
-        if key.digest in self.resident or key.digest in self._hinted:
+    def hint(self, version: Version) -> None:
+        """Say that items of a model wait, once until one of them is submitted; of tables that its
+        domain's models have not read here yet, once.
+        """
+        table = version.table_version
+        is_known = version.digest in self.resident or version.digest in self._hinted
+        if is_known and (not table or table in self._tables):
             return
-        self._hinted.add(key.digest)
-        self._send(pb.Command(hint=pb.Hint(key=key)))
+        self._hinted.add(version.digest)
+        if len(self._tables) > _MAX_TABLES:
+            self._tables.clear()  # to hint once more costs next to nothing
+        self._tables.add(table)
+        self._send(pb.Command(hint=pb.Hint(key=version.key, table_version=table)))
 
     def close(self) -> None:
         """Make `run` end at its next cancellation, even if that meets a breaking stream.
@@ -171,6 +182,7 @@ class Link:
         self._in_flight.clear()
         self._outbox.clear()
         self._hinted.clear()
+        self._tables.clear()
         self.resident.clear()
         self.credit = self.load = self.window = 0
         self.is_up = False

@@ -103,7 +103,7 @@ class Router:
         first = items[0]
         links = self._links_by_base.get(first.base_digest)
         if links:
-            ranked(first.version.digest, links)[0].hint(first.version.key)
+            ranked(first.version.digest, links)[0].hint(first.version)
         else:
             self._wait_for_executor(first.base_digest)
         for item in items:

@@ -20,8 +20,9 @@ from services.common.errors import HmiError, InvalidArgument, NotFound
 from services.gateway.auth import Authenticator
 from services.gateway.bases import BaseUploads
 from services.gateway.bulk import BulkUpload
-from services.gateway.mirror import Mirror, Model
+from services.gateway.mirror import Mirror
 from services.gateway.paging import page
+from services.gateway.state import Model
 from services.gateway.store_calls import ask
 from services.gateway.streams import kept_alive
 from services.gateway.uploads import VersionUploads

@@ -146,6 +146,8 @@ def _response(
         "base": provenance.base,
         "base_digest": provenance.base_digest,
     }
+    if provenance.table_version:
+        parameters["table_version"] = provenance.table_version
     return pb.ModelInferResponse(
         model_name=version.pb.model,
         model_version=str(version.pb.number),
