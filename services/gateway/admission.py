@@ -49,7 +49,8 @@ class Admission:
             Unavailable: The base's configuration cannot be read.
         """
         config = await self._config(base)
-        admitted = await asyncio.to_thread(self._admit, header.sha256, blob, config)
+        split_layer = base.pb.split.layer  # 0 if it is not split
+        admitted = await asyncio.to_thread(self._admit, header.sha256, blob, config, split_layer)
         return resources_pb2.Version(
             tenant=tenant,
             model=header.model,
@@ -62,11 +63,13 @@ class Admission:
             adapter_type=str(admitted.adapter_type),
         )
 
-    def _admit(self, sha256: str, blob: bytes, config: BaseConfig) -> AdmittedVersion:
+    def _admit(
+        self, sha256: str, blob: bytes, config: BaseConfig, split_layer: int
+    ) -> AdmittedVersion:
         """Runs in a thread."""
         if hashlib.sha256(blob).hexdigest() != sha256:
             raise InvalidArgument("header.sha256", "the bytes have another digest")
-        return admit(blob, config, limits=self._limits)
+        return admit(blob, config, limits=self._limits, split_layer=split_layer)
 
     async def _config(self, base: Base) -> BaseConfig:
         config = self._configs.get(base.digest)

@@ -29,6 +29,7 @@ from services.common.adapter_format.spec import (
     Reads,
     Task,
 )
+from services.common.adapter_format.split import check_above_split
 from services.common.base_config import BaseConfig
 from services.common.errors import InvalidArgument
 
@@ -57,11 +58,16 @@ class _Meta:
 
 
 def admit(
-    blob: bytes | memoryview, base_config: BaseConfig, *, limits: Limits | None = None
+    blob: bytes | memoryview,
+    base_config: BaseConfig,
+    *,
+    limits: Limits | None = None,
+    split_layer: int = 0,
 ) -> AdmittedVersion:
     """The version in a blob, every option and tensor of it understood.
 
-    The result refers to `blob`'s memory.
+    The result refers to `blob`'s memory. Layers below `split_layer` must be left alone (0: a base
+    that is not split).
 
     Raises:
         InvalidArgument: It cannot be served; the field is a path such as
@@ -80,7 +86,7 @@ def admit(
     head = _head(meta, reader, base_config, parts)
     reader.check_all_taken()
     tensors.check_finite()
-    return AdmittedVersion(
+    version = AdmittedVersion(
         format=meta.format,
         task=meta.task,
         labels=meta.labels,
@@ -94,6 +100,8 @@ def admit(
         bottlenecks=tuple(bottlenecks),
         tensors=tensors,
     )
+    check_above_split(version, split_layer, base_config.num_layers)
+    return version
 
 
 def _head(meta: _Meta, reader: Reader, base: BaseConfig, parts: PeftParts) -> Head:
