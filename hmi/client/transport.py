@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from hmi.client.ending import Ending
 from hmi.client.retry import Deadline, RetryPolicy
 from hmi.errors import HmiError, NotFound, Unavailable, from_rpc_error
+from services.common.ending import Ending, write_all
 
 Response = TypeVar("Response")
 
@@ -169,19 +169,6 @@ class Transport:
         await self.channel.close()
 
 
-async def write_all(call: Any, requests: AsyncIterable[object]) -> None:
-    """Write the requests and say that they are all.
-
-    A call that the server has ended takes no more; that is no error here, its status says why.
-    """
-    try:
-        async for request in requests:
-            await call.write(request)
-        await call.done_writing()
-    except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-        return
-
-
 class Duplex:
     """A bidirectional call whose requests are written while its responses are read.
 
@@ -208,7 +195,7 @@ class Duplex:
             response = await self._call.read()
             return None if response is grpc.aio.EOF else response
         except grpc.aio.AioRpcError as error:
-            raise await self._ending.explain(error) from None
+            raise from_rpc_error(await self._ending.meant(error)) from None
         except asyncio.CancelledError:
             if self._writer.done() and not self._writer.cancelled():
                 reason = self._writer.exception()

@@ -19,13 +19,13 @@ import grpc.aio
 
 from hmi.admin.v1 import model_pb2, resources_pb2
 from hmi.bases import CHUNK_BYTES, Checkpoint
-from hmi.client.ending import Ending
 from hmi.client.models import ModelCalls
 from hmi.client.resources import Base, PushOutcome, Version
 from hmi.client.retry import Deadline
-from hmi.client.transport import Duplex, write_all
-from hmi.errors import HmiError, Unavailable, from_status
+from hmi.client.transport import Duplex
+from hmi.errors import HmiError, Unavailable, from_rpc_error, from_status
 from hmi.pack import FROM_DIRECTORY, PackOptions, pack
+from services.common.ending import Ending, write_all
 
 Progress = Callable[[int, int], None]
 """Called with (bytes sent, bytes in all) of one upload, or (answered, all) of many."""
@@ -249,7 +249,7 @@ class UploadCalls(ModelCalls):
             await write_all(call, requests)
             return await call
         except grpc.aio.AioRpcError as error:
-            raise await ending.explain(error) from None
+            raise from_rpc_error(await ending.meant(error)) from None
         finally:
             call.cancel()
 

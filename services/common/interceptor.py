@@ -18,6 +18,7 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from services.common import metrics
+from services.common.drain import drain
 from services.common.errors import HmiError, Internal, Unauthenticated
 from services.common.logs import request_id_var
 
@@ -60,7 +61,8 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
             return handler
         method = handler_call_details.method
         metadata = dict(handler_call_details.invocation_metadata or ())
-        wrap = _Wrapper(self._service, method, str(metadata.get("x-request-id", "")))
+        given_id = str(metadata.get("x-request-id", ""))
+        wrap = _Wrapper(self._service, method, given_id, is_streamed=handler.request_streaming)
         serializers = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(
@@ -82,10 +84,11 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
 class _Wrapper:
     """One call's surroundings, the same for unary and streamed responses."""
 
-    def __init__(self, service: str, method: str, given_id: str) -> None:
+    def __init__(self, service: str, method: str, given_id: str, *, is_streamed: bool) -> None:
         self._service = service
         self._method = method
         self._given_id = given_id
+        self._is_streamed = is_streamed
 
     def unary(
         self, call: Callable[[Any, Context], Awaitable[Any]]
@@ -95,9 +98,10 @@ class _Wrapper:
             try:
                 response = await call(request, context)
             except BaseException as error:
-                await self._fail(error, context, started)
+                await self._fail(error, request, context, started)
                 raise
             self._count("OK", started)
+            await self._drain(request)
             return response
 
         return run
@@ -111,9 +115,10 @@ class _Wrapper:
                 async for response in call(request, context):
                     yield response
             except BaseException as error:
-                await self._fail(error, context, started)
+                await self._fail(error, request, context, started)
                 raise
             self._count("OK", started)
+            await self._drain(request)
 
         return run
 
@@ -121,9 +126,17 @@ class _Wrapper:
         request_id_var.set(self._given_id[:128] or uuid.uuid4().hex)
         return time.perf_counter()
 
-    async def _fail(self, error: BaseException, context: Context, started: float) -> None:
+    async def _drain(self, request: Any) -> None:
+        """Let the caller come to rest before its status is sent; a single request has been read."""
+        if self._is_streamed:
+            await drain(request)
+
+    async def _fail(
+        self, error: BaseException, request: Any, context: Context, started: float
+    ) -> None:
         if isinstance(error, HmiError):
             self._count(error.code.name, started)
+            await self._drain(request)
             await _abort(context, error)
         if isinstance(error, asyncio.CancelledError | GeneratorExit):
             self._count("CANCELLED", started)
@@ -134,6 +147,7 @@ class _Wrapper:
             return
         self._count("INTERNAL", started)
         logger.error("unexpected error", exc_info=error, extra={"method": self._method})
+        await self._drain(request)
         await _abort(context, Internal(f"internal error, request id {request_id()}"))
 
     def _count(self, code: str, started: float) -> None:

@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 
 from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.common.ending import Ending
 from services.common.errors import DataLoss, from_rpc_error
 from services.common.ids import check_sha256
 from services.common.server import CHANNEL_OPTIONS
@@ -137,10 +138,18 @@ class Blobs:
         try:
             held = await self._stub.StatBlob(pb.StatBlobRequest(sha256=sha256, owner=owner))
             if not held.is_complete:
-                await self._stub.WriteBlob(_requests(sha256, data, held.committed_bytes, owner))
+                await self._write(_requests(sha256, data, held.committed_bytes, owner))
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
         return sha256
+
+    async def _write(self, requests: AsyncIterator[pb.WriteBlobRequest]) -> None:
+        call = self._stub.WriteBlob(requests)
+        ending = Ending(call)
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            raise await ending.meant(error) from None
 
 
 async def _requests(

@@ -11,7 +11,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-import grpc.aio
 from tokenizers import Tokenizer
 
 from hmi.admin.v1 import model_pb2, resources_pb2
@@ -22,7 +21,7 @@ from services.common.errors import AlreadyExists, DataLoss, InvalidArgument, Res
 from services.common.ids import check_name, check_sha256
 from services.common.knowledge import Blobs
 from services.gateway.mirror import Mirror
-from services.gateway.store_calls import BLOB_ANSWER_S, ask
+from services.gateway.store_calls import ask, write_blob
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -150,18 +149,13 @@ class BaseUploads:
             async for _ in pieces.take(file.size_bytes):
                 continue
             return
-        call = self._stub.WriteBlob()
-        try:
-            await call.write(pb.WriteBlobRequest(sha256=file.sha256, size_bytes=file.size_bytes))
+
+        async def requests() -> AsyncIterator[pb.WriteBlobRequest]:
+            yield pb.WriteBlobRequest(sha256=file.sha256, size_bytes=file.size_bytes)
             async for piece in pieces.take(file.size_bytes):
-                await call.write(pb.WriteBlobRequest(data=piece))
-            await call.done_writing()
-        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-            pass  # the store ended the call, and says why below
-        except BaseException:
-            call.cancel()
-            raise
-        await ask(call, BLOB_ANSWER_S)
+                yield pb.WriteBlobRequest(data=piece)
+
+        await write_blob(self._stub, requests())
 
 
 def _described(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import AsyncIterable, Awaitable
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc.aio
 
+from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.common.ending import Ending, write_all
 from services.common.errors import (
     HmiError,
     Internal,
@@ -21,6 +23,9 @@ from services.common.errors import (
     from_rpc_error,
 )
 
+if TYPE_CHECKING:
+    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -28,11 +33,11 @@ T = TypeVar("T")
 # A store that is connected and silent must not hold callers forever.
 ANSWER_S = 30.0
 # A blob's answer comes when all of it is on the disk.
-BLOB_ANSWER_S = 300.0
+_BLOB_ANSWER_S = 300.0
 
 
-async def ask(call: Awaitable[T], timeout_s: float = ANSWER_S) -> T:
-    """A call's answer.
+async def ask(call: Awaitable[T], timeout_s: float = ANSWER_S, ending: Ending | None = None) -> T:
+    """A call's answer. `ending` listens to a call that was written to.
 
     Raises:
         Unavailable: None came in time; whether the store did it is not known.
@@ -48,7 +53,26 @@ async def ask(call: Awaitable[T], timeout_s: float = ANSWER_S) -> T:
             retry_after_s=1.0,
         ) from None
     except grpc.aio.AioRpcError as error:
-        raise passed_on(error) from error
+        raise passed_on(error if ending is None else await ending.meant(error)) from error
+
+
+async def write_blob(
+    stub: KnowledgeServiceAsyncStub, requests: AsyncIterable[pb.WriteBlobRequest]
+) -> None:
+    """Send a blob, or the rest of one, until it is durable.
+
+    What the requests' own iterator raises ends the call and is raised.
+
+    Raises:
+        HmiError: As `ask`, also if the store refused it while bytes were on their way.
+    """
+    call = stub.WriteBlob()
+    ending = Ending(call)
+    try:
+        await write_all(call, requests)
+        await ask(call, _BLOB_ANSWER_S, ending)
+    finally:
+        call.cancel()
 
 
 def passed_on(error: grpc.aio.AioRpcError) -> HmiError:

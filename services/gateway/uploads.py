@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import grpc.aio
 from google.rpc import status_pb2
 
 from hmi.admin.v1 import model_pb2, resources_pb2
@@ -34,7 +33,7 @@ from services.gateway.admission import Admission
 from services.gateway.budget import ByteBudget
 from services.gateway.domain import Base
 from services.gateway.mirror import Mirror
-from services.gateway.store_calls import BLOB_ANSWER_S, ask, passed_on
+from services.gateway.store_calls import ask, write_blob
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -215,27 +214,17 @@ class VersionUploads:
     async def _write_rest(
         self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
     ) -> None:
-        call = self._stub.WriteBlob()
-        try:
-            await call.write(
-                pb.WriteBlobRequest(
-                    sha256=header.sha256,
-                    size_bytes=header.size_bytes,
-                    offset=header.offset,
-                    owner=tenant,
-                )
+        async def requests() -> AsyncIterator[pb.WriteBlobRequest]:
+            yield pb.WriteBlobRequest(
+                sha256=header.sha256,
+                size_bytes=header.size_bytes,
+                offset=header.offset,
+                owner=tenant,
             )
             async for chunk in chunks:
-                await call.write(pb.WriteBlobRequest(data=chunk))
-            await call.done_writing()
-        except asyncio.InvalidStateError:
-            pass  # the store ended the call, and says why below
-        except grpc.aio.AioRpcError as error:
-            raise passed_on(error) from error
-        except BaseException:
-            call.cancel()
-            raise
-        await ask(call, BLOB_ANSWER_S)
+                yield pb.WriteBlobRequest(data=chunk)
+
+        await write_blob(self._stub, requests())
 
     def _keep_later(self, tenant: str, header: model_pb2.UploadHeader, data: bytes) -> None:
         """The caller is gone: keep what came without it."""
