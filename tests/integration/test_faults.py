@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hmi.client import Answer, Client, Item
+from hmi.client import Answer, Client, Item, Usage
 from hmi.errors import HmiError, Unavailable
 from hmi.stack import LocalStack
 from tests.integration.conftest import EXECUTOR_ENV, Account, Trained, open_account
@@ -74,6 +74,15 @@ def _check(answers: list[Answer], items: list[Item], lora: Lora) -> None:
         assert scores == pytest.approx(expected, abs=1e-4)
 
 
+def _check_bill(account: Account, before: Usage, answers: list[Answer]) -> None:
+    """Each answer counted once since `before`, however often its item was computed."""
+    after = account.client.get_usage(account.name)
+    assert after.num_items - before.num_items == len(answers)
+    num_tokens = sum(answer.unwrap().num_tokens for answer in answers)
+    assert after.num_tokens - before.num_tokens == num_tokens
+    assert after.num_errors == before.num_errors
+
+
 @pytest.mark.parametrize("kill_at", [1, 150, 400])
 def test_killed_executor_loses_and_repeats_nothing(
     frail: LocalStack, account: Account, lora: Lora, kill_at: int
@@ -86,10 +95,7 @@ def test_killed_executor_loses_and_repeats_nothing(
         if len(answers) == kill_at:
             pid = _kill(frail, "executor")
     _check(answers, items, lora)
-    after = account.client.get_usage(account.name)
-    assert after.num_items - before.num_items == NUM_ITEMS
-    num_tokens = sum(answer.unwrap().num_tokens for answer in answers)
-    assert after.num_tokens - before.num_tokens == num_tokens
+    _check_bill(account, before, answers)
     _wait_for_another(frail, "executor", pid)
 
 
@@ -106,6 +112,7 @@ def test_executor_killed_again_and_again(frail: LocalStack, account: Account, lo
 
     thread = threading.Thread(target=harass)
     thread.start()
+    before = account.client.get_usage(account.name)
     items = _items(NUM_ITEMS)
     try:
         answers = list(account.client.stream(items, max_in_flight=64))
@@ -113,6 +120,7 @@ def test_executor_killed_again_and_again(frail: LocalStack, account: Account, lo
         stop.set()
         thread.join()
     _check(answers, items, lora)
+    _check_bill(account, before, answers)
 
 
 def test_known_models_are_served_without_the_store(
