@@ -97,7 +97,7 @@ def test_a_batch_is_of_one_base_and_the_oldest_goes_first(fake: FakeBase) -> Non
     waiting.add(item(2, base="other"))
     first = waiting.plan()
     assert first is not None
-    assert first.base_digest == "other"
+    assert first.unsplit_digest == "other"
     assert ids(first) == [0, 2]
     assert ids(waiting.plan()) == [1]
 

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.common.errors import Cancelled, DeadlineExceeded, HmiError
-from services.executor.engine.interfaces import LoadedBase, Slot
+from services.executor.engine.interfaces import LoadedBase, Pinned, Slot
 from services.executor.engine.items import Event, Item, ModelKey
+from services.executor.engine.tables import Table
+
+Needs = tuple[ModelKey, str]  # a model and the version of the tables it reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +37,41 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An item with its adapter pinned."""
+    """An item with what it needs pinned."""
 
     item: Item
-    slot: Slot
+    pinned: Pinned
+
+    @property
+    def slot(self) -> Slot:
+        """Its adapter."""
+        return self.pinned.slot
+
+    @property
+    def table(self) -> Table:
+        """Its tables, if its base is split.
+
+        Raises:
+            LookupError: It is not.
+        """
+        if self.pinned.table is None:
+            raise LookupError(f"{self.item.key} reads no tables")
+        return self.pinned.table
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One batch, of one base. Whoever runs it releases its slots."""
+    """One batch, of the bases that share an unsplit digest. Whoever runs it releases its rows."""
 
-    base_digest: str
+    unsplit_digest: str
     rows: tuple[Row, ...]
 
 
 class Batcher:
     """Items that wait, and the batches made of them. Not thread-safe.
 
-    An item is *cold* until its adapter is pinned, then *ready*. Batches take ready items only,
-    oldest first, so a cold item delays no other.
+    An item is *cold* until its adapter and tables are pinned, then *ready*. Batches take ready
+    items only, oldest first, so a cold item delays no other.
 
     Args:
         bases: By digest. May grow.
@@ -63,9 +82,10 @@ class Batcher:
         self._bases = bases
         self._limits = limits
         self._waiting: dict[int, Item] = {}
-        self._cold: dict[ModelKey, list[Item]] = {}
-        self._ready: dict[str, list[tuple[int, Row]]] = {}  # heaps by base; may name the gone
-        self._slots: dict[int, Slot] = {}  # of ready items
+        self._cold: dict[Needs, list[Item]] = {}
+        # Heaps by unsplit digest; they may name the gone.
+        self._ready: dict[str, list[tuple[int, Row]]] = {}
+        self._pinned: dict[int, Pinned] = {}  # of ready items
         self._deadlines: list[tuple[float, int]] = []  # heap; may name the gone
         self.num_tokens = 0
 
@@ -78,12 +98,13 @@ class Batcher:
         self.num_tokens += item.num_tokens
         if item.deadline < float("inf"):
             heapq.heappush(self._deadlines, (item.deadline, item.id))
-        cold = self._cold.get(item.key)
+        needs = (item.key, item.table_version)
+        cold = self._cold.get(needs)
         if cold is not None:
             cold.append(item)
             return []
-        self._cold[item.key] = [item]
-        return self._warm_up(item.key)
+        self._cold[needs] = [item]
+        return self._warm_up(needs)
 
     def cancel(self, item_id: int) -> list[Event]:
         """End an item that still waits; nothing if it is in a batch or has ended."""
@@ -92,7 +113,7 @@ class Batcher:
 
     def promote(self) -> list[Event]:
         """Make ready what has become resident, and end what cannot be loaded."""
-        return [event for key in list(self._cold) for event in self._warm_up(key)]
+        return [event for needs in list(self._cold) for event in self._warm_up(needs)]
 
     def expire(self) -> list[Event]:
         """End the items whose deadline has passed."""
@@ -107,7 +128,7 @@ class Batcher:
     @property
     def is_any_ready(self) -> bool:
         """A batch can be made."""
-        return bool(self._slots)
+        return bool(self._pinned)
 
     @property
     def next_deadline(self) -> float:
@@ -129,21 +150,22 @@ class Batcher:
         """End every waiting item with this error."""
         return [self._fail(item, error) for item in list(self._waiting.values())]
 
-    def _warm_up(self, key: ModelKey) -> list[Event]:
-        """Pin the adapter for each cold item of the model, or leave them cold while it loads."""
-        adapters = self._bases[key.base_digest].adapters
-        items = self._cold.pop(key)
-        heap = self._ready.setdefault(key.base_digest, [])
+    def _warm_up(self, needs: Needs) -> list[Event]:
+        """Pin what each cold item of these needs, or leave them cold while it loads."""
+        key, table_version = needs
+        base = self._bases[key.base_digest]
+        items = self._cold.pop(needs)
+        heap = self._ready.setdefault(base.unsplit_digest, [])
         for position, item in enumerate(items):
             try:
-                slot = adapters.acquire(key)
+                pinned = base.acquire(key, table_version)
             except HmiError as error:
                 return [self._fail(failed, error) for failed in items[position:]]
-            if slot is None:
-                self._cold[key] = items[position:]
+            if pinned is None:
+                self._cold[needs] = items[position:]
                 return []
-            self._slots[item.id] = slot
-            heapq.heappush(heap, (item.id, Row(item, slot)))
+            self._pinned[item.id] = pinned
+            heapq.heappush(heap, (item.id, Row(item, pinned)))
         return []
 
     def _take(self, heap: list[tuple[int, Row]]) -> tuple[Row, ...]:
@@ -167,22 +189,23 @@ class Batcher:
         return tuple(rows)
 
     def _drop_gone(self, heap: list[tuple[int, Row]]) -> None:
-        while heap and heap[0][0] not in self._slots:
+        while heap and heap[0][0] not in self._pinned:
             heapq.heappop(heap)
 
-    def _leave(self, item: Item) -> Slot | None:
-        """Forget an item; the slot it had, if it was ready."""
+    def _leave(self, item: Item) -> Pinned | None:
+        """Forget an item; what it had pinned, if it was ready."""
         del self._waiting[item.id]
         self.num_tokens -= item.num_tokens
-        return self._slots.pop(item.id, None)
+        return self._pinned.pop(item.id, None)
 
     def _fail(self, item: Item, error: HmiError) -> Event:
-        slot = self._leave(item)
-        if slot is not None:
-            self._bases[item.key.base_digest].adapters.release(slot)
-        elif item.key in self._cold:
-            left = [other for other in self._cold[item.key] if other.id != item.id]
-            self._cold[item.key] = left
+        needs = (item.key, item.table_version)
+        pinned = self._leave(item)
+        if pinned is not None:
+            self._bases[item.key.base_digest].release(pinned)
+        elif needs in self._cold:
+            left = [other for other in self._cold[needs] if other.id != item.id]
+            self._cold[needs] = left
             if not left:
-                del self._cold[item.key]
+                del self._cold[needs]
         return Event(item, error=error)

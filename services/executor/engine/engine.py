@@ -1,12 +1,14 @@
-"""Runs planned batches through a base: ids to tensors, layers, heads, events.
+"""Runs planned batches through a base: ids and table rows to tensors, layers, heads, events.
 
 Knows tensors and devices; does not know where items come from or why these ones are in the batch.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +18,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from services.common.errors import HmiError, Internal, Unavailable
-from services.executor.engine.batching import Plan, Row
+from services.executor.engine.batching import Needs, Plan, Row
 from services.executor.engine.interfaces import LoadedBase
-from services.executor.engine.items import Event, Item, ModelKey
+from services.executor.engine.items import Event, Item
+from services.executor.engine.tables import Retrieved
 from services.executor.models.segments import Segments
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A batch's rows of one base, one after another, and what its tables gave for them."""
+
+    base: LoadedBase
+    rows: Sequence[Row]
+    retrieved: Retrieved | None = None
+
+    @property
+    def items(self) -> list[Item]:
+        return [row.item for row in self.rows]
+
+
+Observe = Callable[[Part], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +48,7 @@ class InFlight:
     """A launched batch: its outputs, or why there are none. On CUDA it may still be computing."""
 
     plan: Plan
+    parts: Sequence[Part] = ()
     outputs: Sequence[Tensor] = ()
     error: Exception | None = None
 
@@ -38,33 +58,57 @@ class Engine:
 
     Args:
         bases: By digest. May grow between steps.
+        observe: Told of each batch's parts that read tables, once they are answered; must not
+            block.
     """
 
-    def __init__(self, bases: Mapping[str, LoadedBase]) -> None:
+    def __init__(
+        self, bases: Mapping[str, LoadedBase], observe: Observe = lambda _part: None
+    ) -> None:
         self._bases = bases
+        self._observe = observe
+        self._reading = threading.Lock()
 
     def step(self, plan: Plan) -> list[Event]:
         """Run one batch; a final event for each row. A failure ends the culprit's items alone."""
         return self.collect(self.launch(plan))
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> InFlight:
-        """Start a batch. On CUDA this returns before it is computed."""
-        return self._start(_in_order_of_entry(plan))
+    def retrieve(self, plan: Plan) -> list[Part]:
+        """Look up what the batch reads of tables. Any thread: ahead of `launch`, if it helps.
+
+        Raises:
+            Exception: Whatever a table's reader raises.
+        """
+        with self._reading:
+            return [self._read(part) for part in self._parts(plan)]
+
+    @torch.inference_mode()
+    def launch(self, plan: Plan, retrieve: Callable[[], list[Part]] | None = None) -> InFlight:
+        """Start a batch. On CUDA this returns before it is computed.
+
+        Args:
+            retrieve: Waits for what another thread retrieved of this plan; None retrieves here.
+        """
+        return self._start(plan, retrieve)
 
     @torch.inference_mode()
     def collect(self, batch: InFlight) -> list[Event]:
-        """Wait for a launched batch, release its adapters and tell what came out."""
+        """Wait for a launched batch, release what it pinned and tell what came out."""
         try:
             return self._answers(batch)
         finally:
-            adapters = self._bases[batch.plan.base_digest].adapters
             for row in batch.plan.rows:
-                adapters.release(row.slot)
+                self._bases[row.item.key.base_digest].release(row.pinned)
+            for part in batch.parts:
+                if part.retrieved is not None:
+                    self._observe(part)
 
-    def _start(self, plan: Plan) -> InFlight:
+    def _start(self, plan: Plan, retrieve: Callable[[], list[Part]] | None = None) -> InFlight:
+        plan = _in_order_of_entry(plan)
         try:
-            return InFlight(plan, self._forward(plan))
+            parts = self.retrieve(plan) if retrieve is None else retrieve()
+            return InFlight(plan, parts, self._forward(parts))
         except Exception as error:
             return InFlight(plan, error=error)
 
@@ -86,43 +130,73 @@ class Engine:
         logger.warning("a batch failed and runs again model by model", exc_info=error)
         return [event for part in parts for event in self._answers(self._start(part))]
 
-    def _forward(self, plan: Plan) -> Sequence[Tensor]:
-        base = self._bases[plan.base_digest]
-        items = [row.item for row in plan.rows]
-        slots = [row.slot for row in plan.rows]
-        segments = Segments([item.num_tokens for item in items], base.device)
-        type_ids = _type_ids(items)
-        hidden = base.encoder.embed(
-            _to_device(np.concatenate([item.token_ids for item in items]), base.device),
-            None if type_ids is None else _to_device(type_ids, base.device),
-            segments,
-            _position_offsets(items, base.device),
+    def _parts(self, plan: Plan) -> Iterator[Part]:
+        """The plan's rows, in the order in which they enter, base by base."""
+        rows = _in_order_of_entry(plan).rows
+        for digest, own in itertools.groupby(rows, key=lambda row: row.item.key.base_digest):
+            yield Part(self._bases[digest], list(own))
+
+    def _read(self, part: Part) -> Part:
+        """The part with its rows' values, if its base is split."""
+        if part.base.split is None:
+            return part
+        retrieved = part.base.split.tables.retrieve(
+            _token_ids(part.items),
+            [item.num_tokens for item in part.items],
+            [row.table for row in part.rows],
         )
-        bypass = base.adapters.bypass(slots, segments)
+        return Part(part.base, part.rows, retrieved)
+
+    def _forward(self, parts: Sequence[Part]) -> Sequence[Tensor]:
+        base = parts[0].base  # they share encoder, adapters and heads
+        items = [item for part in parts for item in part.items]
+        slots = [row.slot for part in parts for row in part.rows]
+        segments = Segments([item.num_tokens for item in items], base.device)
+        entering = [_enter(part, segments if len(parts) == 1 else None) for part in parts]
         hidden = base.encoder.run(
-            hidden,
+            entering[0] if len(parts) == 1 else torch.cat(entering),
             segments,
             layers=range(base.num_layers),
-            bypass=bypass,
+            bypass=base.adapters.bypass(slots, segments),
             entry_layers=_entry_layers(items),
         )
         return base.heads.run(slots, hidden, segments)
+
+
+def _enter(part: Part, segments: Segments | None) -> Tensor:
+    """`[tokens, hidden]`: what the part's rows are where they enter, embedded or looked up."""
+    base, items = part.base, part.items
+    segments = segments or Segments([item.num_tokens for item in items], base.device)
+    types = _type_ids(items)
+    type_ids = None if types is None else _to_device(types, base.device)
+    offsets = _position_offsets(items, base.device)
+    if base.split is None or part.retrieved is None:
+        token_ids = _to_device(_token_ids(items), base.device)
+        return base.encoder.embed(token_ids, type_ids, segments, offsets)
+    merger = base.split.merger
+    rows = merger.split_values(part.retrieved.values, segments)
+    return merger.merge(rows, type_ids, segments, offsets)
 
 
 def _in_order_of_entry(plan: Plan) -> Plan:
     """The plan with its rows as an encoder wants them: those that enter first come first."""
     if not any(row.item.entry_layer for row in plan.rows):
         return plan
-    rows = sorted(plan.rows, key=lambda row: row.item.entry_layer)
-    return Plan(plan.base_digest, tuple(rows))
+    rows = sorted(plan.rows, key=lambda row: (row.item.entry_layer, row.item.key.base_digest))
+    return Plan(plan.unsplit_digest, tuple(rows))
 
 
 def _by_model(plan: Plan) -> list[Plan]:
-    """The plan's rows in one plan a model, in the order of the rows."""
-    rows: dict[ModelKey, list[Row]] = {}
+    """The plan's rows in one plan a model and table version, in the order of the rows."""
+    rows: dict[Needs, list[Row]] = {}
     for row in plan.rows:
-        rows.setdefault(row.item.key, []).append(row)
-    return [Plan(plan.base_digest, tuple(own)) for own in rows.values()]
+        rows.setdefault((row.item.key, row.item.table_version), []).append(row)
+    return [Plan(plan.unsplit_digest, tuple(own)) for own in rows.values()]
+
+
+def _token_ids(items: Sequence[Item]) -> NDArray[np.int64]:
+    """int64 `[tokens]` of the items one after another."""
+    return np.concatenate([item.token_ids for item in items])
 
 
 def _type_ids(items: Sequence[Item]) -> NDArray[np.int64] | None:

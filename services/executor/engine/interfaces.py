@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from services.executor.engine.items import ModelKey
+from services.executor.engine.tables import LoadedSplit, Table
 from services.executor.models.attention import KeyValues
 from services.executor.models.bypass import Bypass
 from services.executor.models.segments import Segments
@@ -117,6 +118,14 @@ class Heads(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Pinned:
+    """What an item needs, kept in memory: its adapter and, on a split base, its tables."""
+
+    slot: Slot
+    table: Table | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedBase:
     """A base in device memory with all that its models need.
@@ -128,6 +137,8 @@ class LoadedBase:
         vocab_size: Token ids are below this.
         max_tokens: Longest row.
         device: Where it computes.
+        name: What the store calls it.
+        split: Its tables and local encoder, if it is split.
     """
 
     digest: str
@@ -139,3 +150,46 @@ class LoadedBase:
     encoder: Encoder
     adapters: Adapters
     heads: Heads
+    name: str = ""
+    split: LoadedSplit | None = None
+
+    @property
+    def unsplit_digest(self) -> str:
+        """Names what computes: bases that share it run in one batch."""
+        return self.digest if self.split is None else self.split.unsplit_digest
+
+    def prefetch(self, key: ModelKey, table_version: str) -> None:
+        """A hint to load what an item of the model needs. Never blocks."""
+        self.adapters.prefetch(key)
+        if self.split is not None and table_version:
+            self.split.tables.prefetch(table_version)
+
+    def is_ready(self, key: ModelKey, table_version: str) -> bool:
+        """Whether an item of the model would find all that it needs in memory."""
+        has_tables = self.split is None or self.split.tables.is_ready(table_version)
+        return has_tables and self.adapters.is_ready(key)
+
+    def acquire(self, key: ModelKey, table_version: str) -> Pinned | None:
+        """Pin what an item needs until `release`; None while any of it is being loaded.
+
+        Raises:
+            HmiError: Some of it could not be loaded.
+        """
+        slot = self.adapters.acquire(key)
+        if self.split is None:
+            return None if slot is None else Pinned(slot)
+        table: Table | None = None
+        try:
+            table = self.split.tables.acquire(table_version)
+        finally:
+            if slot is not None and table is None:  # half of it is no use, and keeps others out
+                self.adapters.release(slot)
+        if slot is None and table is not None:
+            self.split.tables.release(table)
+        return None if slot is None or table is None else Pinned(slot, table)
+
+    def release(self, pinned: Pinned) -> None:
+        """End one `acquire`."""
+        self.adapters.release(pinned.slot)
+        if self.split is not None and pinned.table is not None:
+            self.split.tables.release(pinned.table)

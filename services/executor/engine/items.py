@@ -38,6 +38,7 @@ class Item:
         token_ids: int64 `[tokens]`, special tokens included, at least one.
         num_first_segment_tokens: Tokens of a text pair's first text; 0 if there is one text only.
         entry_layer: First layer that runs. Rows of a split base come in above layer 0.
+        table_version: sha256 of the manifest of the tables to read (split bases), or empty.
         position_offset: Position of the first token; not 0 when earlier tokens are in `kv_ref`.
         kv_ref: Handle of the keys and values of earlier tokens (decoders), or None.
         deadline: `time.monotonic()` seconds after which nobody waits for the answer.
@@ -48,6 +49,7 @@ class Item:
     token_ids: NDArray[np.int64]
     num_first_segment_tokens: int = 0
     entry_layer: int = 0
+    table_version: str = ""
     position_offset: int = 0
     kv_ref: object | None = None
     deadline: float = math.inf

@@ -1,0 +1,113 @@
+"""What the engine needs of a split base's tables and local encoder.
+
+States contracts only: `services/executor/{plot,models}` fulfil them, and so does a small fake in
+the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from services.executor.models.segments import Segments
+
+
+class Table(Protocol):
+    """One table version: the rows of a domain's whole path, pinned until released."""
+
+    @property
+    def path(self) -> str:
+        """The domain's path; empty for the root."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Retrieved:
+    """What the tables gave for packed rows.
+
+    Attributes:
+        values: float16 `[tokens, slots, hidden]`, on the base's device.
+        orders: int8 `[tokens]`: tokens of the n-gram that answered, 0 where it was computed.
+    """
+
+    values: Tensor
+    orders: NDArray[np.int8]
+
+
+class Tables(Protocol):
+    """One split base's tables, in tiers. Every method may be called from any thread."""
+
+    def prefetch(self, version: str) -> None:
+        """A hint to load a table version unless it is loaded or loading. Never blocks."""
+        ...
+
+    def is_ready(self, version: str) -> bool:
+        """Whether it can be read at this moment."""
+        ...
+
+    def acquire(self, version: str) -> Table | None:
+        """Keep a table version readable until `release`. None if it is not yet; it is then loaded.
+
+        Raises:
+            HmiError: It could not be loaded. Told once; asking again tries again.
+        """
+        ...
+
+    def release(self, table: Table) -> None:
+        """End one `acquire`."""
+        ...
+
+    def retrieve(
+        self, token_ids: NDArray[np.int64], lengths: Sequence[int], tables: Sequence[Table]
+    ) -> Retrieved:
+        """The values of packed rows, int64 `[tokens]`, each row's n-grams in its own table.
+
+        One thread at a time.
+        """
+        ...
+
+    def held_blobs(self) -> frozenset[str]:
+        """Manifests, segments and encoders that are loaded or on their way in."""
+        ...
+
+    def close(self) -> None:
+        """Stop loading. May block."""
+        ...
+
+
+class Merger(Protocol):
+    """What turns looked-up values into hidden states: a split base's local encoder."""
+
+    def split_values(self, values: Tensor, segments: Segments) -> Tensor:
+        """`[tokens, slots, hidden]` to each token's row `[tokens, hidden]`."""
+        ...
+
+    def merge(
+        self,
+        rows: Tensor,
+        type_ids: Tensor | None,
+        segments: Segments,
+        position_offsets: Tensor | None = None,
+    ) -> Tensor:
+        """Rows `[tokens, hidden]` to the input of the first global layer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSplit:
+    """The local part of a split base.
+
+    Attributes:
+        layer: The first global layer, where its rows come in.
+        unsplit_digest: Bases of one unsplit digest share encoder, adapters and heads.
+    """
+
+    layer: int
+    unsplit_digest: str
+    tables: Tables
+    merger: Merger
