@@ -26,7 +26,7 @@ class Admission:
     """Makes items of submits.
 
     Args:
-        bases: The bases served, by digest. May grow.
+        bases: The bases served, by digest. May change.
     """
 
     def __init__(self, bases: Mapping[str, LoadedBase]) -> None:

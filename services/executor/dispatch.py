@@ -7,6 +7,7 @@ method but `deliver` belongs to the event loop.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -34,7 +35,7 @@ class Dispatcher:
     """Hands items to the engine and its events back to those who wait.
 
     Args:
-        bases: By digest. May grow.
+        bases: By digest. May grow, and lose what no item uses.
         limits: Size of a batch.
         max_in_flight: As in EngineLoop.
         reach: Failpoints.
@@ -53,6 +54,7 @@ class Dispatcher:
         self._bases = bases
         self._event_loop = asyncio.get_running_loop()
         self._waiting: dict[int, tuple[Sink, int]] = {}
+        self._num_waiting: Counter[str] = Counter()  # by base
         self._drained = asyncio.Event()
         self._drained.set()
         self._engine_loop = EngineLoop(
@@ -86,6 +88,7 @@ class Dispatcher:
         """Let items run; `sink` gets a final event for each, under the id given beside it."""
         for item_id, item in items:
             self._waiting[item.id] = (sink, item_id)
+            self._num_waiting[item.key.base_digest] += 1
             self.num_tokens += item.num_tokens
         self._drained.clear()
         self._engine_loop.submit([item for _, item in items])
@@ -108,6 +111,10 @@ class Dispatcher:
         """Whether an item of this model would have to wait for its adapter."""
         return not self._bases[key.base_digest].adapters.is_ready(key)
 
+    def is_used(self, base_digest: str) -> bool:
+        """Whether an unanswered item is of this base. If not, the engine does not touch it."""
+        return self._num_waiting[base_digest] > 0
+
     def deliver(self, events: list[Event]) -> None:
         """Take a pass's events. The engine's thread."""
         self._on_event_loop(lambda: self._deliver(events))
@@ -122,6 +129,7 @@ class Dispatcher:
             sink, item_id = self._waiting[event.item.id]
             if event.is_final:
                 del self._waiting[event.item.id]
+                self._num_waiting[event.item.key.base_digest] -= 1
                 self.num_tokens -= event.item.num_tokens
             sink.post(item_id, event)
             sinks.add(sink)

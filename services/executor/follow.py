@@ -32,6 +32,11 @@ class View:
                 self._apply_version(change.version, change.is_deleted)
 
     @property
+    def base_digests(self) -> frozenset[str]:
+        """Digests of the bases there are."""
+        return frozenset(base.digest for base in self.bases.values())
+
+    @property
     def pins(self) -> frozenset[ModelKey]:
         """The versions of pinned models that get traffic."""
         keys = (

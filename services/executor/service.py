@@ -78,6 +78,17 @@ class Executor:
         self._pool.fit(base.max_tokens)
         self.servicer.flush()
 
+    async def remove(self, digest: str) -> bool:
+        """Serve a base no longer and give its memory back; False, and no change, while it is used.
+
+        It is gone from the device once the caller has let go of it too.
+        """
+        if self.dispatcher.is_used(digest):
+            return False
+        base = self.bases.pop(digest)
+        await asyncio.to_thread(base.adapters.close)
+        return True
+
     def pin(self, keys: frozenset[ModelKey]) -> None:
         """Keep these models' adapters resident, and no others."""
         for digest, base in self.bases.items():

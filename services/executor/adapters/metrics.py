@@ -17,3 +17,10 @@ LOAD_SECONDS = Histogram(
     buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
 )
 DEVICE_BYTES = Gauge("hmi_device_bytes", "Device memory taken.", ["base", "kind"])
+
+
+def forget(base: str) -> None:
+    """A base is no longer served: it has no figures."""
+    SLOTS_USED.remove(base)
+    SLOTS_TOTAL.remove(base)
+    DEVICE_BYTES.remove(base, "adapters")

@@ -103,6 +103,7 @@ class AdapterStore:
             self._lock.notify_all()
         self._committer.join()
         self._stagers.shutdown(wait=True, cancel_futures=True)
+        metrics.forget(self._name)
 
     def prefetch(self, key: Key) -> None:
         """Begin to load unless it is loaded or loading. Never blocks.
