@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-OUT = Path(__file__).parent / "out"
+# HMI_BENCH_OUT keeps a run apart from those before it.
+OUT = Path(os.environ.get("HMI_BENCH_OUT") or Path(__file__).parent / "out")
 RESAMPLES = 2_000
 MIN_REPEATS = 7
 

@@ -1,12 +1,16 @@
 """Figures, their intervals and how they are judged."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import report
 from benchmarks.report import Estimate, Goal, Report
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_goal_is_met_only_if_the_interval_clears_it() -> None:
@@ -43,6 +47,18 @@ def test_the_file_has_the_agreed_fields(tmp_path: Path, monkeypatch: pytest.Monk
             "met": None,
         },
     ]
+
+
+def test_the_environment_says_where_files_go(tmp_path: Path) -> None:
+    code = "from benchmarks.report import Report; print(Report('sample').publish())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT), "HMI_BENCH_OUT": str(tmp_path / "out")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "sample.json")
 
 
 def test_what_was_measured_before_a_failure_is_published(
