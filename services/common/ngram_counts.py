@@ -19,7 +19,7 @@ COUNTS_FORMAT = "hmi.ngram_counts/1"
 KEYS_FORMAT = "hmi.ngram_keys/1"
 
 _MAX_PENDING = 1 << 22  # keys: 32 MiB gathered between merges
-_MAX_ENTRIES = 1 << 26  # 1 GiB of keys and counts
+_MAX_ENTRIES = 1 << 24  # 256 MiB of keys and counts, a few times that while merging
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,10 +80,9 @@ def keys_of(token_ids: ArrayLike, lengths: ArrayLike) -> IntArray:
 
 def order_of(keys: IntArray) -> IntArray:
     """How many slots of each key are present: int64 `[n]`, 0 to 3."""
-    present = (keys & _LEFT != 0).astype(np.int64)
-    present += keys & _CENTRE != 0
-    present += keys & _RIGHT != 0
-    return present
+    has_left, has_centre, has_right = keys & _LEFT != 0, keys & _CENTRE != 0, keys & _RIGHT != 0
+    num_present: IntArray = has_left.astype(np.int64) + has_centre + has_right
+    return num_present
 
 
 def without_right(keys: IntArray) -> IntArray:
