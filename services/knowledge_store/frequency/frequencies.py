@@ -1,0 +1,209 @@
+"""All streams of n-grams: one sketch for each base, domain and tenant, and how lookups ended.
+
+Knows half-lives, repeats and bounds; does not know what tables are made of it, or who may share.
+
+Time is counted in tokens: a domain's clock goes on with the tokens its tenants send, and a count
+loses half its weight in one half-life of them. A tenant that sends more than all the others
+together moves the clock by as much as they do, so that a flood does not wash out what they sent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from services.knowledge_store.frequency.sketch import Sketch
+from services.knowledge_store.tree.sorted_keys import FloatArray, IntArray
+
+_MAX_EPOCHS = 4_096
+NUM_LOOKUP_KINDS = 5
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Names a sketch."""
+
+    base: str
+    path: str
+    tenant: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one tenant sent to one domain since the message before.
+
+    Attributes:
+        stream: Base, path and tenant.
+        keys: int64 `[n]`, distinct or not.
+        counts: float64 `[n]`, positive.
+        num_tokens: Tokens in all.
+        half_life_tokens: The domain's.
+        lookups: Tokens looked up, then answered by trigram, bigram, unigram and computation.
+        is_counted: Whether n-grams are kept: not those that may shape no table.
+    """
+
+    stream: Stream
+    keys: IntArray
+    counts: FloatArray
+    num_tokens: int
+    half_life_tokens: float
+    lookups: Sequence[int]
+    is_counted: bool = True
+
+
+@dataclass
+class State:
+    """What a snapshot holds. Sketches are replaced, never changed.
+
+    Attributes:
+        sketches: By stream, with the clock each was decayed to last.
+        clocks: By base and path: tokens so far.
+        seen: By executor and epoch: the last sequence, the longest unheard of first.
+    """
+
+    sketches: dict[Stream, tuple[Sketch, float]] = field(default_factory=dict)
+    clocks: dict[tuple[str, str], float] = field(default_factory=dict)
+    seen: OrderedDict[tuple[str, int], int] = field(default_factory=OrderedDict)
+
+
+class Frequencies:
+    """The counts. Any thread may call.
+
+    Args:
+        max_keys: N-grams that one stream names.
+        max_total_keys: N-grams of all streams together; beyond it the largest are cut.
+    """
+
+    def __init__(self, *, max_keys: int, max_total_keys: int, state: State | None = None) -> None:
+        self._max_keys = max_keys
+        self._max_total_keys = max_total_keys
+        self._state = state or State()
+        self._lookups: dict[tuple[str, str], list[int]] = {}
+        self._lock = threading.Lock()
+        self.num_changes = 0
+
+    def observe(
+        self, executor_id: str, epoch: int, sequence: int, observations: Iterable[Observation]
+    ) -> bool:
+        """Add an executor's message, unless it was added before; returns whether it was added."""
+        with self._lock:
+            seen = self._state.seen
+            if sequence <= seen.get((executor_id, epoch), 0):
+                return False
+            seen[executor_id, epoch] = sequence
+            seen.move_to_end((executor_id, epoch))
+            while len(seen) > _MAX_EPOCHS:
+                seen.popitem(last=False)
+            for observation in observations:
+                self._add(observation)
+            self._bound()
+            self.num_changes += 1
+            return True
+
+    def sketches(self, base: str, half_lives: dict[str, float]) -> dict[Stream, Sketch]:
+        """A base's sketches, decayed to their domain's clock. `half_lives` is by path."""
+        with self._lock:
+            return {
+                stream: self._decayed(stream, half_lives[stream.path])
+                for stream in self._state.sketches
+                if stream.base == base and stream.path in half_lives
+            }
+
+    def clock(self, base: str, path: str) -> float:
+        """Tokens that moved a domain's clock so far."""
+        with self._lock:
+            return self._state.clocks.get((base, path), 0.0)
+
+    def lookups(self, base: str, path: str) -> list[int]:
+        """How a domain's lookups ended since the process began; see Observation."""
+        with self._lock:
+            return list(self._lookups.get((base, path), [0] * NUM_LOOKUP_KINDS))
+
+    def retain(self, domains: set[tuple[str, str]], tenants: set[str]) -> None:
+        """Forget every other domain's (base and path) and tenant's counts."""
+        with self._lock:
+            held = self._state
+            before = len(held.sketches) + len(held.clocks)
+            for stream in list(held.sketches):
+                if (stream.base, stream.path) not in domains or stream.tenant not in tenants:
+                    del held.sketches[stream]
+            for domain in set(held.clocks) - domains:
+                del held.clocks[domain]
+            for domain in set(self._lookups) - domains:
+                del self._lookups[domain]
+            self.num_changes += before != len(held.sketches) + len(held.clocks)
+
+    def forget(self, base: str, path: str) -> None:
+        """Forget one domain's counts: its name may return for another."""
+        with self._lock:
+            for stream in [s for s in self._state.sketches if (s.base, s.path) == (base, path)]:
+                del self._state.sketches[stream]
+            self._state.clocks.pop((base, path), None)
+            self._lookups.pop((base, path), None)
+            self.num_changes += 1
+
+    def snapshot(self) -> State:
+        """What is held now, to be written down."""
+        with self._lock:
+            held = self._state
+            return replace(
+                held,
+                sketches=dict(held.sketches), clocks=dict(held.clocks), seen=held.seen.copy(),
+            )  # fmt: skip
+
+    def _add(self, observation: Observation) -> None:
+        stream = observation.stream
+        domain = (stream.base, stream.path)
+        total = self._lookups.setdefault(domain, [0] * NUM_LOOKUP_KINDS)
+        for kind, number in enumerate(observation.lookups):
+            total[kind] += number
+        if not observation.is_counted:
+            return
+        self._advance(observation)
+        sketch = self._decayed(stream, observation.half_life_tokens)
+        added = sketch.added(
+            observation.keys, observation.counts, observation.num_tokens, self._max_keys
+        )
+        self._state.sketches[stream] = (added, self._state.clocks[domain])
+
+    def _advance(self, observation: Observation) -> None:
+        """Move the domain's clock."""
+        stream = observation.stream
+        others = [
+            sketch.num_tokens
+            for other, (sketch, _) in self._state.sketches.items()
+            if (other.base, other.path) == (stream.base, stream.path)
+            and other.tenant != stream.tenant
+        ]
+        own = self._decayed(stream, observation.half_life_tokens).num_tokens
+        own += observation.num_tokens
+        share = min(1.0, sum(others) / own) if others and own > 0 else 1.0
+        clocks = self._state.clocks
+        domain = (stream.base, stream.path)
+        clocks[domain] = clocks.get(domain, 0.0) + observation.num_tokens * share
+
+    def _decayed(self, stream: Stream, half_life_tokens: float) -> Sketch:
+        sketch, clock = self._state.sketches.get(stream, (Sketch(), 0.0))
+        passed = self._state.clocks.get((stream.base, stream.path), 0.0) - clock
+        return sketch.decayed(decay(passed, half_life_tokens))
+
+    def _bound(self) -> None:
+        """Cut the largest sketches to their share until all of them fit."""
+        sketches = self._state.sketches
+        num_keys = sum(len(sketch.keys) for sketch, _ in sketches.values())
+        if num_keys <= self._max_total_keys:
+            return
+        for stream in sorted(sketches, key=lambda stream: -len(sketches[stream][0].keys)):
+            sketch, clock = sketches[stream]
+            cut = sketch.cut(max(1, len(sketch.keys) // 2))
+            sketches[stream] = (cut, clock)
+            num_keys -= len(sketch.keys) - len(cut.keys)
+            if num_keys <= self._max_total_keys:
+                return
+
+
+def decay(num_tokens: float, half_life_tokens: float) -> float:
+    """The weight of a count that is `num_tokens` old."""
+    return float(0.5 ** (num_tokens / half_life_tokens))

@@ -1,0 +1,250 @@
+"""The rows of every node of a tree, from the counts of each.
+
+Knows parents, encoders, budgets and what is stored now; does not know where counts come from or
+what a row holds. Wants go up the tree (what two siblings want, their parent wants), rows come down
+it (a child stores only what its ancestors lack or encode differently).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from services.common.ids import parent_path
+from services.common.ngrams import MAX_ORDER, order_of
+from services.knowledge_store.tree.changes import ChangeRules, bounded
+from services.knowledge_store.tree.counts import NodeCounts
+from services.knowledge_store.tree.selection import can_be_stored, cover
+from services.knowledge_store.tree.sorted_keys import (
+    NONE,
+    BoolArray,
+    IntArray,
+    contains,
+    heaviest_first,
+    union,
+    values_of,
+    without,
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as it is.
+
+    Attributes:
+        path: Its path; "" is the root.
+        encoder: Names its encoder.
+        alpha: Share of occurrences to cover at each order.
+        max_rows: Rows that its byte budget pays for.
+        rows: Keys of the rows it has, ascending.
+        kept: Keys it always has: the root's unigrams. They are within `max_rows`.
+        can_change: Whether this plan may change it. Otherwise its rows are what it wants.
+        is_bounded: Whether the bound on changes holds: not for a first or a private table.
+    """
+
+    path: str
+    encoder: str
+    alpha: float
+    max_rows: int
+    rows: IntArray
+    kept: IntArray = NONE
+    can_change: bool = True
+    is_bounded: bool = True
+
+
+@dataclass(frozen=True)
+class OrderChange:
+    """What a plan does to a node's rows of one order; as admin.v1.DomainChange."""
+
+    path: str
+    order: int
+    num_added: int
+    num_promoted: int
+    num_removed: int
+    num_deferred: int
+    num_entries: int
+    coverage_before: float
+    coverage_after: float
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What a node should hold: all keys ascending, and what that changes."""
+
+    path: str
+    rows: IntArray
+    added: IntArray
+    removed: IntArray
+    changes: tuple[OrderChange, ...]
+
+
+def plan_tree(
+    nodes: Sequence[Node], counts: Mapping[str, NodeCounts], rules: ChangeRules
+) -> dict[str, NodePlan]:
+    """A plan for every node that may change, by path.
+
+    Args:
+        nodes: Parents before children; every node's parent is among them but the root's.
+        counts: Of every node that may change, by path, its sub-domains' included.
+        rules: What bounds the update.
+    """
+    wants, risen = _wants(nodes, counts)
+    by_path = {node.path: node for node in nodes}
+    rows = {node.path: node.rows for node in nodes}
+    plans: dict[str, NodePlan] = {}
+    for node in nodes:
+        if not node.can_change:
+            continue
+        ancestors = [by_path[path] for path in _ancestors(node.path)]
+        target = _Target(
+            node, counts[node.path], rules, [(a.encoder, rows[a.path]) for a in ancestors]
+        )
+        after, deferred = target.rows(wants[node.path])
+        before_path = [node.rows, *(a.rows for a in ancestors)]
+        after_path = [after, *(rows[a.path] for a in ancestors)]
+        rows[node.path] = after
+        added, removed = without(after, node.rows), without(node.rows, after)
+        changes = _changes(
+            node.path, after, added, removed, risen[node.path], deferred,
+            _coverage(counts[node.path], before_path), _coverage(counts[node.path], after_path),
+        )  # fmt: skip
+        plans[node.path] = NodePlan(node.path, after, added, removed, changes)
+    return plans
+
+
+def _ancestors(path: str) -> list[str]:
+    """Paths from the parent to the root."""
+    above = []
+    while path:
+        path = parent_path(path)
+        above.append(path)
+    return above
+
+
+def _wants(
+    nodes: Sequence[Node], counts: Mapping[str, NodeCounts]
+) -> tuple[dict[str, IntArray], dict[str, IntArray]]:
+    """What each node wants whatever it costs, and what of that two or more children want."""
+    wants: dict[str, IntArray] = {}
+    risen: dict[str, IntArray] = {}
+    children: dict[str, list[Node]] = {}
+    for node in reversed(nodes):
+        if node.path:
+            children.setdefault(parent_path(node.path), []).append(node)
+        if not node.can_change:
+            wants[node.path], risen[node.path] = node.rows, NONE
+            continue
+        own = counts[node.path]
+        # The root's unigrams are all kept, whatever was counted.
+        orders = range(2 if not node.path else 1, MAX_ORDER + 1)
+        asked = [
+            wants[child.path]
+            for child in children.get(node.path, ())
+            if child.encoder == node.encoder
+        ]
+        shared = _asked_twice(asked)
+        can_rise = values_of(own.keys, can_be_stored(own, node.alpha), shared).astype(np.bool_)
+        risen[node.path] = shared[can_rise]
+        covered = [cover(own, order, node.alpha) for order in orders]
+        wants[node.path] = union(node.kept, risen[node.path], *covered)
+    return wants, risen
+
+
+def _asked_twice(wants: Sequence[IntArray]) -> IntArray:
+    """Keys that two or more of the sets hold."""
+    if len(wants) < 2:
+        return NONE
+    keys, num_times = np.unique(np.concatenate(wants), return_counts=True)
+    return keys[num_times > 1]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where one node's rows go, given its ancestors' (nearest first: encoder and rows)."""
+
+    node: Node
+    counts: NodeCounts
+    rules: ChangeRules
+    above: list[tuple[str, IntArray]]
+
+    def rows(self, wanted: IntArray) -> tuple[IntArray, IntArray]:
+        """The rows after this update, and the keys whose change has to wait."""
+        node = self.node
+        target = self._affordable(wanted[~self._is_held(wanted)])
+        if not node.is_bounded:
+            return target, NONE
+        added, gone = without(target, node.rows), without(node.rows, target)
+        # What an ancestor answers with the same bits changes nothing when it goes.
+        is_idle = self._is_held(gone)
+        idle, removed = gone[is_idle], gone[~is_idle]
+        comes, goes = bounded(
+            added, self._weights(added), self._is_exempt(added), removed, self._weights(removed),
+            num_rows=len(node.rows), num_wanted=len(target),
+            room=node.max_rows - len(node.rows) + len(idle), max_changed=self.rules.max_changed,
+        )  # fmt: skip
+        left = without(without(node.rows, idle), removed[goes])
+        return union(left, added[comes]), union(added[~comes], removed[~goes])
+
+    def _is_held(self, keys: IntArray) -> BoolArray:
+        """Which keys the nearest ancestor that has them encodes as this node would."""
+        is_held = np.zeros(len(keys), np.bool_)
+        is_open = np.ones(len(keys), np.bool_)
+        for encoder, rows in self.above:
+            is_found = is_open & contains(rows, keys)
+            if encoder == self.node.encoder:
+                is_held |= is_found
+            is_open &= ~is_found
+        return is_held
+
+    def _affordable(self, keys: IntArray) -> IntArray:
+        """The heaviest that the budget pays for, what is always kept first."""
+        kept = keys[contains(self.node.kept, keys)]
+        others = without(keys, kept)
+        num_others = max(0, self.node.max_rows - len(kept))
+        if len(others) <= num_others:
+            return keys
+        falling = heaviest_first(others, self._weights(others))
+        return union(kept, others[falling[:num_others]])
+
+    def _weights(self, keys: IntArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return values_of(self.counts.keys, self.counts.weights, keys)
+
+    def _is_exempt(self, keys: IntArray) -> BoolArray:
+        return values_of(self.counts.keys, self.counts.is_exempt, keys, default=False)
+
+
+def _coverage(counts: NodeCounts, tables: Sequence[IntArray]) -> list[float]:
+    """Share of the occurrences of order 1, 2, 3 that one of the tables has a row for."""
+    is_covered = np.zeros(len(counts.keys), np.bool_)
+    for rows in tables:
+        is_covered |= contains(rows, counts.keys)
+    covered = np.bincount(counts.orders[is_covered], counts.weights[is_covered], MAX_ORDER + 1)
+    return [
+        float(min(1.0, covered[order] / total)) if (total := counts.totals[order - 1]) > 0 else 0.0
+        for order in range(1, MAX_ORDER + 1)
+    ]
+
+
+def _changes(
+    path: str, after: IntArray, added: IntArray, removed: IntArray, risen: IntArray,
+    deferred: IntArray, before: list[float], now: list[float],
+) -> tuple[OrderChange, ...]:  # fmt: skip
+    def by_order(keys: IntArray) -> list[int]:
+        return [int(n) for n in np.bincount(order_of(keys), minlength=MAX_ORDER + 1)]
+
+    num_added, num_removed, num_entries = by_order(added), by_order(removed), by_order(after)
+    num_promoted, num_deferred = by_order(added[contains(risen, added)]), by_order(deferred)
+    changes = [
+        OrderChange(
+            path, order, num_added[order], num_promoted[order], num_removed[order],
+            num_deferred[order], num_entries[order], before[order - 1], now[order - 1],
+        )
+        for order in range(1, MAX_ORDER + 1)
+    ]  # fmt: skip
+    return tuple(
+        change
+        for change in changes
+        if change.num_added or change.num_removed or change.num_deferred or change.num_entries
+    )
