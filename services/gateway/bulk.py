@@ -7,15 +7,19 @@ group is committed is the next group, so a fast sender gets large groups and a s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from hmi.admin.v1 import model_pb2, resources_pb2
 from services.common.errors import DataLoss, DeadlineExceeded, HmiError, InvalidArgument
+from services.gateway.budget import ByteBudget, Holding
 from services.gateway.domain import Base
 from services.gateway.uploads import CallerCheck, Checked, VersionUploads
 
 GROUP_VERSIONS = 128
+# What one call may have waiting for its commit, beside the upload that goes beyond it.
+STAGED_BYTES = 64 << 20
 Outcome = resources_pb2.Version | HmiError
 
 
@@ -25,26 +29,35 @@ class _Arriving:
 
     position: int
     header: model_pb2.UploadHeader
-    base: Base | None
-    held_bytes: int
-    data: bytearray
+    memory: Holding
+    staged: Holding
+    base: Base | None = None
+    data: bytearray = field(default_factory=bytearray)
     error: HmiError | None = None
 
     @property
     def is_whole(self) -> bool:
         return self.error is None and len(self.data) == self.header.size_bytes
 
-    def add(self, chunk: bytes) -> None:
+    async def add(self, chunk: bytes) -> None:
         if self.error is not None:
             return
         if len(self.data) + len(chunk) > self.header.size_bytes:
             self.fail(InvalidArgument("chunk", "more bytes than header.size_bytes"))
-        else:
-            self.data += chunk
+            return
+        await self.staged.grow(len(chunk))
+        await self.memory.grow(len(chunk))
+        self.data += chunk
 
     def fail(self, error: HmiError) -> None:
         self.error = error
+        self.release()
+
+    def release(self) -> None:
+        """Drop the bytes."""
         self.data.clear()
+        self.staged.release()
+        self.memory.release()
 
 
 class BulkUpload:
@@ -52,7 +65,7 @@ class BulkUpload:
 
     Args:
         check_caller: Asked at each header and before each commit.
-        idle_s: How long a begun upload may wait for its next bytes.
+        idle_s: How long a begun upload may wait for its next bytes, and an answer to be taken.
     """
 
     def __init__(
@@ -65,6 +78,7 @@ class BulkUpload:
         self._arrived: asyncio.Queue[_Arriving | None] = asyncio.Queue(GROUP_VERSIONS)
         self._latest: _Arriving | None = None
         self._held: set[_Arriving] = set()
+        self._staged = ByteBudget(STAGED_BYTES)
 
     async def run(
         self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]
@@ -73,7 +87,7 @@ class BulkUpload:
 
         Raises:
             InvalidArgument: Bytes before the first header, or after an upload's last.
-            DeadlineExceeded: A begun upload does not go on.
+            DeadlineExceeded: A begun upload does not go on, or answers are not taken.
             Unauthenticated, Unavailable: `check_caller` said so; nothing more is committed.
         """
         reader = asyncio.create_task(self._read(parts))
@@ -85,13 +99,34 @@ class BulkUpload:
                     group.append(self._arrived.get_nowait())
                 is_open = None not in group
                 for outcome in await self._commit([entry for entry in group if entry]):
-                    yield outcome
+                    with self._patience(reader):
+                        yield outcome
             await reader
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
-            for entry in list(self._held):
-                self._release(entry)
+            for entry in self._held:
+                entry.release()
+
+    @contextmanager
+    def _patience(self, reader: asyncio.Task[None]) -> Iterator[None]:
+        """While an answer is taken: others want the memory of a sender who never does."""
+        is_over = False
+
+        def give_up() -> None:
+            nonlocal is_over
+            is_over = True
+            reader.cancel()
+            for entry in self._held:
+                entry.release()
+
+        timer = asyncio.get_running_loop().call_later(self._idle_s, give_up)
+        try:
+            yield
+        finally:
+            timer.cancel()
+        if is_over:
+            raise DeadlineExceeded(f"no answer was taken for {self._idle_s} s", reason="IDLE")
 
     async def _read(self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]) -> None:
         error: Exception | None = None
@@ -111,7 +146,7 @@ class BulkUpload:
                 self._latest = await self._begin(position, part.header)
                 position += 1
             elif self._latest is not None:
-                self._latest.add(part.chunk)
+                await self._latest.add(part.chunk)
             elif position == 0:
                 raise InvalidArgument("part", "the first message must be a header")
             else:
@@ -133,17 +168,15 @@ class BulkUpload:
 
     async def _begin(self, position: int, header: model_pb2.UploadHeader) -> _Arriving:
         self._check_caller()
-        entry = _Arriving(position, header, None, 0, bytearray())
+        memory, staged = Holding(self._uploads.memory), Holding(self._staged)
+        entry = _Arriving(position, header, memory, staged)
+        self._held.add(entry)
         try:
             entry.base = self._uploads.check_header(header)
             if header.offset:
                 raise InvalidArgument("header.offset", "must be 0 in a bulk upload")
         except HmiError as error:
             entry.fail(error)
-            return entry
-        await self._uploads.memory.acquire(header.size_bytes)
-        entry.held_bytes = header.size_bytes
-        self._held.add(entry)
         return entry
 
     async def _hand_over_unfinished(self) -> None:
@@ -173,7 +206,8 @@ class BulkUpload:
         left = iter(committed)
         outcomes = []
         for entry, result in zip(group, results, strict=True):
-            self._release(entry)
+            entry.release()
+            self._held.discard(entry)
             outcome: Outcome = next(left) if isinstance(result, Checked) else result
             outcomes.append((entry.position, outcome))
         return outcomes
@@ -187,9 +221,3 @@ class BulkUpload:
             )
         except HmiError as error:
             return error
-
-    def _release(self, entry: _Arriving) -> None:
-        self._held.discard(entry)
-        if entry.held_bytes:
-            self._uploads.memory.release(entry.held_bytes)
-            entry.held_bytes = 0

@@ -30,7 +30,7 @@ from services.common.errors import (
 from services.common.ids import check_name, check_sha256
 from services.common.knowledge import Blobs
 from services.gateway.admission import Admission
-from services.gateway.budget import ByteBudget
+from services.gateway.budget import ByteBudget, Holding
 from services.gateway.domain import Base
 from services.gateway.mirror import Mirror
 from services.gateway.store_calls import ask, write_blob
@@ -44,6 +44,7 @@ _MAX_REQUEST_ID_CHARS = 128
 
 # Raises if the caller's key was revoked since the call began.
 CallerCheck = Callable[[], None]
+Chunks = AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class VersionUploads:
         self,
         tenant: str,
         header: model_pb2.UploadHeader,
-        chunks: AsyncIterator[bytes],
+        chunks: Chunks,
         check_caller: CallerCheck,
     ) -> resources_pb2.Version:
         """One version.
@@ -132,11 +133,11 @@ class VersionUploads:
             DataLoss: The bytes end early; what came is kept.
         """
         base = self.check_header(header)
-        async with self.memory.holding(header.size_bytes):
+        with self.memory.holding() as held:
             if header.offset:
-                blob = await self._resumed(tenant, header, chunks)
+                blob = await self._resumed(tenant, header, chunks, held)
             else:
-                blob = await self._collected(tenant, header, chunks)
+                blob = await self._collected(tenant, header, chunks, held)
             checked = await self.checked(tenant, header, blob, base)
             check_caller()
             [outcome] = await self.commit([checked])
@@ -181,12 +182,13 @@ class VersionUploads:
         )
 
     async def _collected(
-        self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+        self, tenant: str, header: model_pb2.UploadHeader, chunks: Chunks, held: Holding
     ) -> bytes:
         data = bytearray()
         is_whole = False
         try:
             async for chunk in chunks:
+                await held.grow(len(chunk))
                 data += chunk
                 if len(data) > header.size_bytes:
                     raise InvalidArgument("chunk", "more bytes than header.size_bytes")
@@ -200,19 +202,21 @@ class VersionUploads:
         return bytes(data)
 
     async def _resumed(
-        self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+        self, tenant: str, header: model_pb2.UploadHeader, chunks: Chunks, held: Holding
     ) -> bytes:
-        held = await self.held_bytes(tenant, header.sha256)
-        if header.offset != held:
+        held_bytes = await self.held_bytes(tenant, header.sha256)
+        if header.offset != held_bytes:
             raise FailedPrecondition(
-                f"header.offset: the store holds {held} bytes of this blob", reason="WRONG_OFFSET"
+                f"header.offset: the store holds {held_bytes} bytes of this blob",
+                reason="WRONG_OFFSET",
             )
         if header.offset < header.size_bytes:
             await self._write_rest(tenant, header, chunks)
+        await held.grow(header.size_bytes)
         return await self._blobs.read(header.sha256)
 
     async def _write_rest(
-        self, tenant: str, header: model_pb2.UploadHeader, chunks: AsyncIterator[bytes]
+        self, tenant: str, header: model_pb2.UploadHeader, chunks: Chunks
     ) -> None:
         async def requests() -> AsyncIterator[pb.WriteBlobRequest]:
             yield pb.WriteBlobRequest(

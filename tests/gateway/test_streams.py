@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import DeadlineExceeded, InvalidArgument
-from services.gateway.budget import ByteBudget
+from services.gateway.budget import ByteBudget, Holding
 from services.gateway.paging import page
 from services.gateway.streams import ItemStream, kept_alive
 
@@ -71,23 +72,70 @@ async def test_an_upload_that_stops_coming_is_ended() -> None:
         await anext(alive)
 
 
+async def _waits(task: asyncio.Task[None]) -> bool:
+    await asyncio.sleep(0)
+    return not task.done()
+
+
 async def test_memory_is_shared_in_order_and_given_back() -> None:
     budget = ByteBudget(100)
-    await budget.acquire(60)
-    large = asyncio.create_task(budget.acquire(70))
-    small = asyncio.create_task(budget.acquire(10))
-    await asyncio.sleep(0)
-    assert not large.done()
-    assert not small.done()  # would fit, but the large one came first
-    budget.release(60)
-    await asyncio.gather(large, small)
-    beyond = asyncio.create_task(budget.acquire(500))
-    await asyncio.sleep(0)
-    beyond.cancel()
-    await asyncio.gather(beyond, return_exceptions=True)
-    budget.release(70)
-    budget.release(10)
-    await budget.acquire(500)  # more than there is, alone
+    first, beyond, large, small = (Holding(budget) for _ in range(4))
+    await first.grow(90)
+    await beyond.grow(30)  # the first that finds no room
+    waiting = [asyncio.create_task(large.grow(70)), asyncio.create_task(small.grow(5))]
+    assert await _waits(waiting[0])
+    assert await _waits(waiting[1])
+    beyond.release()
+    # 95 would do, but the large one came first; and now it is the one that goes beyond.
+    await asyncio.gather(*waiting[:1])
+    assert budget.held_bytes == 160
+    assert await _waits(waiting[1])
+    first.release()
+    await waiting[1]
+    assert budget.held_bytes == 75
+    large.release()
+    small.release()
+    small.release()
+    assert budget.held_bytes == 0
+
+
+async def test_memory_that_is_no_longer_wanted_is_not_taken() -> None:
+    budget = ByteBudget(100)
+    first, beyond, gone, last = (Holding(budget) for _ in range(4))
+    await first.grow(100)
+    await beyond.grow(10)
+    waiting = [asyncio.create_task(gone.grow(100)), asyncio.create_task(last.grow(10))]
+    assert await _waits(waiting[0])
+    waiting[0].cancel()
+    await asyncio.gather(waiting[0], return_exceptions=True)
+    first.release()
+    await waiting[1]
+    assert (budget.held_bytes, gone.size_bytes) == (20, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 60)), max_size=40), st.randoms())
+def test_growing_in_any_order_ends_and_holds_little_more_than_there_is(
+    steps: list[tuple[int, int]], rng: random.Random
+) -> None:
+    """Five that hold on to what they have while they wait for more."""
+
+    async def run() -> None:
+        budget = ByteBudget(100)
+        demands = [[size for who, size in steps if who == n] for n in range(5)]
+
+        async def work(sizes: list[int]) -> None:
+            with budget.holding() as held:
+                for size in sizes:
+                    await held.grow(size)
+                    assert budget.held_bytes <= 100 + max(sum(sizes) for sizes in demands)
+                    for _ in range(rng.randrange(3)):
+                        await asyncio.sleep(0)
+
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(work(sizes) for sizes in demands))
+        assert budget.held_bytes == 0
+
+    asyncio.run(run())
 
 
 @given(st.sets(st.from_regex(r"\A[a-z][a-z0-9-]{0,8}\Z"), max_size=40), st.integers(1, 7))
