@@ -1,6 +1,16 @@
 """The client of a gateway: `AsyncClient`, and `Client` for code without an event loop."""
 
 from hmi.client.async_client import AsyncClient
+from hmi.client.domain_resources import (
+    Domain,
+    DomainChange,
+    DomainStats,
+    DomainUpdate,
+    Form,
+    Lookups,
+    MissPolicy,
+    Split,
+)
 from hmi.client.predictions import (
     Answer,
     Classification,
@@ -36,8 +46,10 @@ from hmi.client.uploads import Push
 from hmi.pack import PackOptions
 
 __all__ = [
-    "Answer", "ApiKey", "AsyncClient", "Base", "BaseFile", "Classification", "Client", "CreatedKey",
-    "CreatedTenant", "Embedding", "Item", "LabelScore", "Model", "MultiLabel", "PackOptions",
-    "Prediction", "Predictions", "Provenance", "Push", "PushOutcome", "Quota", "Regression",
-    "RetryPolicy", "Role", "Span", "Task", "Tenant", "TokenTags", "Usage", "Version",
+    "Answer", "ApiKey", "AsyncClient", "Base", "BaseFile", "Classification", "Client",
+    "CreatedKey", "CreatedTenant", "Domain", "DomainChange", "DomainStats", "DomainUpdate",
+    "Embedding", "Form", "Item", "LabelScore", "Lookups", "MissPolicy", "Model", "MultiLabel",
+    "PackOptions", "Prediction", "Predictions", "Provenance", "Push", "PushOutcome", "Quota",
+    "Regression", "RetryPolicy", "Role", "Span", "Split", "Task", "Tenant", "TokenTags", "Usage",
+    "Version",
 ]  # fmt: skip

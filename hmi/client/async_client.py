@@ -1,7 +1,7 @@
 """The asynchronous client: every RPC of the public protos as a method.
 
-Knows how a client is opened and closed; the calls are in `inference`, `tenants`, `models` and
-`uploads`.
+Knows how a client is opened and closed; the calls are in `inference`, `tenants`, `models`,
+`uploads` and `domains`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from types import TracebackType
 
 import grpc
 
+from hmi.client.domains import DomainCalls
 from hmi.client.inference import InferenceCalls
 from hmi.client.retry import RetryPolicy
 from hmi.client.tenants import TenantCalls
 from hmi.client.transport import Transport
-from hmi.client.uploads import UploadCalls
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 30.0
 
 
-class AsyncClient(InferenceCalls, TenantCalls, UploadCalls):
+class AsyncClient(InferenceCalls, TenantCalls, DomainCalls):
     """A client for asyncio.
 
     ```

@@ -1,17 +1,24 @@
-"""Builds requests from what callers pass, and says which field does not fit.
+"""Builds requests from what callers pass, says which field does not fit, and reads moments.
 
 Knows protobuf's constructors; does not know any RPC.
 """
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from hmi.errors import InvalidArgument
 
 Kind = TypeVar("Kind", bound=Message)
+
+
+def to_datetime(message: Timestamp) -> datetime:
+    """A moment of the wire, in UTC."""
+    return message.ToDatetime(tzinfo=UTC)
 
 
 def build(kind: type[Kind], **fields: Any) -> Kind:

@@ -7,18 +7,13 @@ client sees one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from hmi.admin.v1 import resources_pb2, tenant_pb2
-from hmi.client.messages import build
+from hmi.client.domain_resources import Split
+from hmi.client.messages import build, to_datetime
 from hmi.errors import HmiError
-
-
-def _time(message: Timestamp) -> datetime:
-    return message.ToDatetime(tzinfo=UTC)
 
 
 class Role(Enum):
@@ -101,7 +96,7 @@ class Tenant:
             message.name,
             message.weight,
             Quota.from_pb(message.quota),
-            _time(message.create_time),
+            to_datetime(message.create_time),
         )
 
 
@@ -118,12 +113,12 @@ class ApiKey:
 
     @classmethod
     def from_pb(cls, message: resources_pb2.ApiKey) -> ApiKey:
-        revoked = _time(message.revoke_time) if message.HasField("revoke_time") else None
+        revoked = to_datetime(message.revoke_time) if message.HasField("revoke_time") else None
         return cls(
             message.key_id,
             message.tenant,
             Role.from_pb(message.role),
-            _time(message.create_time),
+            to_datetime(message.create_time),
             revoked,
         )
 
@@ -195,6 +190,8 @@ class Base:
     max_tokens: int
     tokenizer_digest: str
     create_time: datetime
+    split: Split | None
+    """Set if its lower layers are looked up in tables."""
 
     @classmethod
     def from_pb(cls, message: resources_pb2.Base) -> Base:
@@ -207,7 +204,8 @@ class Base:
             message.num_layers,
             message.max_tokens,
             message.tokenizer_digest,
-            _time(message.create_time),
+            to_datetime(message.create_time),
+            Split.from_pb(message.split) if message.HasField("split") else None,
         )
 
 
@@ -226,6 +224,11 @@ class Version:
     labels: tuple[str, ...]
     adapter_type: str
     create_time: datetime
+    domain: str
+    """Path of the domain whose tables it reads (split bases); empty: the root's."""
+    follow: bool
+    """It reads the domain's latest tables, not those of `table_version`."""
+    table_version: str
 
     @classmethod
     def from_pb(cls, message: resources_pb2.Version) -> Version:
@@ -240,7 +243,10 @@ class Version:
             Task.from_pb(message.task),
             tuple(message.labels),
             message.adapter_type,
-            _time(message.create_time),
+            to_datetime(message.create_time),
+            message.domain,
+            message.follow,
+            message.table_version,
         )
 
 
@@ -265,7 +271,7 @@ class Model:
             {target.version: target.percent for target in message.previous_traffic},
             message.last_version,
             message.pinned,
-            _time(message.create_time),
+            to_datetime(message.create_time),
         )
 
 

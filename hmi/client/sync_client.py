@@ -111,6 +111,14 @@ class Client:
     delete_version = _blocking(AsyncClient.delete_version)
     delete_model = _blocking(AsyncClient.delete_model)
 
+    create_domain = _blocking(AsyncClient.create_domain)
+    get_domain = _blocking(AsyncClient.get_domain)
+    list_domains = _blocking(AsyncClient.list_domains)
+    set_domain = _blocking(AsyncClient.set_domain)
+    delete_domain = _blocking(AsyncClient.delete_domain)
+    update_domains = _blocking(AsyncClient.update_domains)
+    roll_back_domain = _blocking(AsyncClient.roll_back_domain)
+
     def close(self) -> None:
         """Close the connection and end the thread. A second time does nothing."""
         if self._thread.is_running:

@@ -45,6 +45,10 @@ class Push:
     options: PackOptions = FROM_DIRECTORY
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Makes a repetition safe: the same id again is answered with the same version."""
+    domain: str = ""
+    """Path of the domain whose tables it reads (split bases); empty: the root's."""
+    follow: bool = False
+    """Read the domain's latest tables instead of those of today."""
 
     def blob(self) -> bytes:
         """The bytes to upload (blocking: files are read and packed)."""
@@ -62,6 +66,8 @@ class Push:
             offset=offset,
             no_activate=not self.activate,
             request_id=self.request_id,
+            domain=self.domain,
+            follow=self.follow,
         )
 
 
@@ -92,7 +98,7 @@ class UploadCalls(ModelCalls):
         header = model_pb2.AddBaseHeader(name=name, files=files)
 
         def messages() -> AsyncIterator[model_pb2.AddBaseRequest]:
-            return _with_progress(
+            return with_progress(
                 model_pb2.AddBaseRequest(header=header),
                 (model_pb2.AddBaseRequest(chunk=chunk) for chunk in checkpoint.chunks()),
                 (0, checkpoint.size_bytes),
@@ -114,6 +120,8 @@ class UploadCalls(ModelCalls):
         source: Path | str | bytes,
         *,
         base: str = "minilm",
+        domain: str = "",
+        follow: bool = False,
         activate: bool = True,
         options: PackOptions = FROM_DIRECTORY,
         request_id: str | None = None,
@@ -129,6 +137,8 @@ class UploadCalls(ModelCalls):
             model: The model's name.
             source: A trained directory (PEFT or AdapterHub), a packed blob's file, or its bytes.
             base: Name of the base it was trained on.
+            domain: Path of the domain whose tables it reads (split bases); empty: the root's.
+            follow: Read the domain's latest tables instead of those of today.
             activate: Send the model's traffic to it.
             options: What to state over the directory's own word.
             request_id: Makes a repetition by the caller safe; one is made up if None.
@@ -137,18 +147,20 @@ class UploadCalls(ModelCalls):
         Raises:
             InvalidArgument: The directory or the adapter is refused; `field` names the file, option
                 or tensor.
-            NotFound: There is no such base.
+            NotFound: There is no such base or domain.
+            FailedPrecondition: The domain's first table is not there yet.
             ResourceExhausted: The blob is too large, or the tenant has its number of models.
         """
-        push = Push(model, source, base, activate, options, request_id or uuid.uuid4().hex)
+        request_id = request_id or uuid.uuid4().hex
+        push = Push(model, source, base, activate, options, request_id, domain, follow)
         blob = await asyncio.to_thread(push.blob)
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(blob).hexdigest())
         deadline = Deadline(timeout)
         for attempt in itertools.count(1):
             offset = await self.get_upload(sha256, timeout=deadline.remaining())
-            requests = _with_progress(
+            requests = with_progress(
                 model_pb2.UploadVersionRequest(header=push.header(blob, sha256, offset)),
-                (model_pb2.UploadVersionRequest(chunk=c) for c in _chunks(blob, offset)),
+                (model_pb2.UploadVersionRequest(chunk=c) for c in chunks_of(blob, offset)),
                 (offset, len(blob)),
                 progress,
             )
@@ -221,7 +233,7 @@ class UploadCalls(ModelCalls):
                 sent.append(position)
                 header = push.header(blob, hashlib.sha256(blob).hexdigest(), 0)
                 yield model_pb2.UploadVersionsRequest(header=header)
-                for chunk in _chunks(blob, 0):
+                for chunk in chunks_of(blob, 0):
                     yield model_pb2.UploadVersionsRequest(chunk=chunk)
 
         call = self._models.UploadVersions(
@@ -254,12 +266,13 @@ class UploadCalls(ModelCalls):
             call.cancel()
 
 
-def _chunks(blob: bytes, offset: int) -> Iterator[bytes]:
+def chunks_of(blob: bytes, offset: int) -> Iterator[bytes]:
+    """A blob from an offset on, in pieces of at most 1 MiB."""
     for begin in range(offset, len(blob), CHUNK_BYTES):
         yield blob[begin : begin + CHUNK_BYTES]
 
 
-async def _with_progress(
+async def with_progress(
     header: Any, messages: Iterable[Any], span: tuple[int, int], progress: Progress | None
 ) -> AsyncIterator[Any]:
     """A header, then chunks; progress counts from span[0] to span[1] as they are written."""

@@ -11,13 +11,13 @@ import pytest
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
-from hmi.admin.v1 import model_pb2, tenant_pb2
+from hmi.admin.v1 import domain_pb2, model_pb2, tenant_pb2
 from hmi.client import AsyncClient, RetryPolicy
 from hmi.inference.v1 import inference_pb2
 
 PUBLIC_SERVICES: list[ServiceDescriptor] = [
     service
-    for module in (inference_pb2, tenant_pb2, model_pb2)
+    for module in (inference_pb2, tenant_pb2, model_pb2, domain_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 

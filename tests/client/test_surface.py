@@ -52,6 +52,13 @@ CALLS: dict[str, Callable[[AsyncClient, Path], Awaitable[Any]]] = {
     "hmi.admin.v1.ModelService.SetPinned": lambda c, d: c.set_pinned("m"),
     "hmi.admin.v1.ModelService.DeleteVersion": lambda c, d: c.delete_version("m", 1),
     "hmi.admin.v1.ModelService.DeleteModel": lambda c, d: c.delete_model("m"),
+    "hmi.admin.v1.DomainService.CreateDomain": lambda c, d: c.create_domain("b", "p", counts=b"c"),
+    "hmi.admin.v1.DomainService.GetDomain": lambda c, d: c.get_domain("b", "p"),
+    "hmi.admin.v1.DomainService.ListDomains": lambda c, d: c.list_domains("b"),
+    "hmi.admin.v1.DomainService.SetDomain": lambda c, d: c.set_domain("b", "p", alpha=0.4),
+    "hmi.admin.v1.DomainService.DeleteDomain": lambda c, d: c.delete_domain("b", "p"),
+    "hmi.admin.v1.DomainService.UpdateDomains": lambda c, d: c.update_domains("b"),
+    "hmi.admin.v1.DomainService.RollBackDomain": lambda c, d: c.roll_back_domain("b", "p"),
 }
 
 
