@@ -133,13 +133,21 @@ async def test_one_of_many_gateways_gives_a_tenant_its_whole_quota(world: World)
 async def test_gateways_together_hold_the_quota(world: World) -> None:
     gateways = [await world.gateway(num_gateways=4) for _ in range(4)]
     acme = tenant(requests_per_second=100)
-    total = 0
+    admitted_at: list[float] = []
     for _ in range(100):  # two seconds
         for held in gateways:
-            total += await num_admitted(held, acme, 5)
+            admitted_at += [world.clock.now] * await num_admitted(held, acme, 5)
         await settled()
         world.clock.now += 0.02
-    assert 360 <= total <= 400  # the burst and two seconds; the slices of four may be unused
+    # The burst and two seconds; the slices of four may be unused.
+    assert 360 <= len(admitted_at) <= 400
+    world.clock.now += 5.0
+    for held in gateways:
+        admitted_at += [world.clock.now] * await num_admitted(held, acme, 300)
+    for first, begin in enumerate(admitted_at):
+        for last in range(first, len(admitted_at)):
+            took_s = admitted_at[last] - begin
+            assert last - first + 1 <= 100 * (took_s + 2 + 4 * 0.1) + 1e-6
 
 
 async def test_gateways_that_all_want_more_each_get_some(world: World) -> None:
