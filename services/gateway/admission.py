@@ -48,7 +48,7 @@ class Admission:
             InvalidArgument: The digest differs, or the blob cannot be served on this base.
             Unavailable: The base's configuration cannot be read.
         """
-        config = await self._config(base)
+        config = await self.config(base)
         split_layer = base.pb.split.layer  # 0 if it is not split
         admitted = await asyncio.to_thread(self._admit, header.sha256, blob, config, split_layer)
         return resources_pb2.Version(
@@ -71,7 +71,12 @@ class Admission:
             raise InvalidArgument("header.sha256", "the bytes have another digest")
         return admit(blob, config, limits=self._limits, split_layer=split_layer)
 
-    async def _config(self, base: Base) -> BaseConfig:
+    async def config(self, base: Base) -> BaseConfig:
+        """A base's sizes.
+
+        Raises:
+            DataLoss, NotFound, Unavailable: Its config.json cannot be read.
+        """
         config = self._configs.get(base.digest)
         if config is None:
             digest = base.file_digest("config.json")

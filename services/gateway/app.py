@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from hmi.admin.v1.domain_pb2_grpc import add_DomainServiceServicer_to_server
 from hmi.admin.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from hmi.admin.v1.tenant_pb2_grpc import add_TenantServiceServicer_to_server
 from hmi.inference.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
@@ -27,11 +28,13 @@ from services.gateway.auth import Authenticator
 from services.gateway.bases import BaseUploads
 from services.gateway.budget import ByteBudget
 from services.gateway.config import GatewaySettings
+from services.gateway.domains import DomainUploads
 from services.gateway.limits import Limits
 from services.gateway.mirror import Mirror
 from services.gateway.predictor import Predictor
 from services.gateway.quota_leases import QuotaLeases
 from services.gateway.router import Router
+from services.gateway.servicers.domains import DomainServicer
 from services.gateway.servicers.inference import InferenceServicer
 from services.gateway.servicers.models import ModelServicer
 from services.gateway.servicers.oip import OpenInferenceServicer
@@ -76,10 +79,16 @@ def _adders(parts: _Parts) -> Adders:
     admission = Admission(parts.cache, settings.max_upload_bytes)
     memory = ByteBudget(settings.upload_memory_bytes)
     uploads = VersionUploads(knowledge, mirror, admission, settings.max_upload_bytes, memory)
-    bases = BaseUploads(knowledge, mirror, settings.max_base_bytes)
+    bases = BaseUploads(
+        knowledge, mirror, settings.max_base_bytes, settings.max_upload_bytes, memory
+    )
+    nodes = DomainUploads(
+        knowledge, mirror, admission, parts.cache, settings.max_upload_bytes, memory
+    )
     inference = InferenceServicer(auth, parts.predictor, settings.stream_window)
     tenants = TenantServicer(auth, knowledge, mirror, parts.usage, parts.router)
     models = ModelServicer(auth, knowledge, mirror, bases, uploads, settings.upload_idle_s)
+    domains = DomainServicer(auth, knowledge, mirror, nodes, settings.upload_idle_s)
     oip = OpenInferenceServicer(auth, mirror, parts.router, parts.predictor)
     return {
         "hmi.inference.v1.InferenceService": partial(
@@ -87,6 +96,7 @@ def _adders(parts: _Parts) -> Adders:
         ),
         "hmi.admin.v1.TenantService": partial(add_TenantServiceServicer_to_server, tenants),
         "hmi.admin.v1.ModelService": partial(add_ModelServiceServicer_to_server, models),
+        "hmi.admin.v1.DomainService": partial(add_DomainServiceServicer_to_server, domains),
         "inference.GRPCInferenceService": partial(add_GRPCInferenceServiceServicer_to_server, oip),
     }
 

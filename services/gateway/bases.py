@@ -1,6 +1,6 @@
 """Bases on their way in: files by digest, config and tokenizer understood before they count.
 
-Knows a checkpoint's files; weights are opaque bytes that go to the store as they come.
+Knows a checkpoint's files; its weights are opaque bytes that go to the store as they come.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from services.common.bases import base_digest, check_file_name
 from services.common.errors import AlreadyExists, DataLoss, InvalidArgument, ResourceExhausted
 from services.common.ids import check_name, check_sha256
 from services.common.knowledge import Blobs
+from services.gateway.budget import ByteBudget, Holding
 from services.gateway.mirror import Mirror
+from services.gateway.splits import SPLIT_FILES, check_split_files, described_split
 from services.gateway.store_calls import ask, write_blob
 
 if TYPE_CHECKING:
@@ -96,13 +98,28 @@ class Pieces:
 
 
 class BaseUploads:
-    """Takes bases."""
+    """Takes bases.
 
-    def __init__(self, stub: KnowledgeServiceAsyncStub, mirror: Mirror, max_bytes: int) -> None:
+    Args:
+        max_bytes: Largest base.
+        max_split_bytes: Largest file of those that make a base split.
+        memory: What all uploads together may hold in memory.
+    """
+
+    def __init__(
+        self,
+        stub: KnowledgeServiceAsyncStub,
+        mirror: Mirror,
+        max_bytes: int,
+        max_split_bytes: int,
+        memory: ByteBudget,
+    ) -> None:
         self._stub = stub
         self._blobs = Blobs(stub)
         self._mirror = mirror
         self._max_bytes = max_bytes
+        self._max_split_bytes = max_split_bytes
+        self._memory = memory
 
     async def add(
         self, header: model_pb2.AddBaseHeader, chunks: AsyncIterator[bytes]
@@ -110,39 +127,52 @@ class BaseUploads:
         """Register a base; one that is registered already is answered as it is.
 
         Raises:
-            InvalidArgument: A file, its digest, the configuration or the tokenizer.
+            InvalidArgument: A file, its digest, the configuration, the tokenizer or the split.
             AlreadyExists: Another base has that name.
             ResourceExhausted: Too large.
             DataLoss: The bytes end early.
         """
         check_header(header, self._max_bytes)
+        check_split_files(header.files, self._max_split_bytes)
         digest = base_digest(header.files)
         known = self._mirror.state.bases.get(header.name)
         if known is not None:
             if known.digest == digest:
                 return known.pb
             raise AlreadyExists(f"another base is named '{header.name}'", reason="BASE_EXISTS")
-        pieces = Pieces(chunks)
-        small: dict[str, bytes] = {}
-        for index, file in enumerate(header.files):
-            if file.name.endswith(".json"):
-                small[file.name] = await self._small_file(index, file, pieces)
-            else:
-                await self._large_file(file, pieces)
-        await pieces.check_end()
-        base = await asyncio.to_thread(_described, header, digest, small)
-        await asyncio.gather(*(self._blobs.write(data) for data in small.values()))
+        with self._memory.holding() as memory:
+            base = await self._taken(header, digest, Pieces(chunks), memory)
         answer = (await ask(self._stub.PutBase(pb.PutBaseRequest(base=base)))).base
         await self._mirror.until(lambda: header.name in self._mirror.state.bases)
         return answer
 
-    async def _small_file(self, index: int, file: resources_pb2.BaseFile, pieces: Pieces) -> bytes:
-        data = b"".join([piece async for piece in pieces.take(file.size_bytes)])
+    async def _taken(
+        self, header: model_pb2.AddBaseHeader, digest: str, pieces: Pieces, memory: Holding
+    ) -> resources_pb2.Base:
+        """The base, once the store has every file."""
+        held: dict[str, bytes] = {}
+        for index, file in enumerate(header.files):
+            if file.name.endswith(".json") or file.name in SPLIT_FILES:
+                held[file.name] = await self._held_file(index, file, pieces, memory)
+            else:
+                await self._passed_file(file, pieces)
+        await pieces.check_end()
+        base = await asyncio.to_thread(_described, header, digest, held, self._max_split_bytes)
+        await asyncio.gather(*(self._blobs.write(data) for data in held.values()))
+        return base
+
+    async def _held_file(
+        self, index: int, file: resources_pb2.BaseFile, pieces: Pieces, memory: Holding
+    ) -> bytes:
+        data = bytearray()
+        async for piece in pieces.take(file.size_bytes):
+            await memory.grow(len(piece))
+            data += piece
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise InvalidArgument(f"header.files[{index}].sha256", "the bytes have another digest")
-        return data
+        return bytes(data)
 
-    async def _large_file(self, file: resources_pb2.BaseFile, pieces: Pieces) -> None:
+    async def _passed_file(self, file: resources_pb2.BaseFile, pieces: Pieces) -> None:
         """Pass a file on to the store, which checks its digest."""
         held = await ask(self._stub.StatBlob(pb.StatBlobRequest(sha256=file.sha256)))
         if held.is_complete:
@@ -159,17 +189,17 @@ class BaseUploads:
 
 
 def _described(
-    header: model_pb2.AddBaseHeader, digest: str, small: dict[str, bytes]
+    header: model_pb2.AddBaseHeader, digest: str, held: dict[str, bytes], max_split_bytes: int
 ) -> resources_pb2.Base:
-    """The base, as its config and tokenizer say."""
+    """The base, as its config, its tokenizer and what splits it say."""
     try:
-        parsed = json.loads(small["config.json"])
+        parsed = json.loads(held["config.json"])
     except ValueError as error:
         raise InvalidArgument("config.json", "is not JSON") from error
     if not isinstance(parsed, dict):
         raise InvalidArgument("config.json", "is not a JSON object")
     config = BaseConfig.from_hf(parsed)
-    _check_tokenizer(small["tokenizer.json"], config.vocab_size)
+    _check_tokenizer(held["tokenizer.json"], config.vocab_size)
     tokenizer = next(file for file in header.files if file.name == "tokenizer.json")
     return resources_pb2.Base(
         name=header.name,
@@ -180,6 +210,7 @@ def _described(
         num_layers=config.num_layers,
         max_tokens=config.max_tokens,
         tokenizer_digest=tokenizer.sha256,
+        split=described_split(header.files, held, config, max_split_bytes),
     )
 
 

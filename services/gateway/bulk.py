@@ -172,7 +172,7 @@ class BulkUpload:
         entry = _Arriving(position, header, memory, staged)
         self._held.add(entry)
         try:
-            entry.base = self._uploads.check_header(header)
+            entry.base = self._uploads.check_header(self._tenant, header)
             if header.offset:
                 raise InvalidArgument("header.offset", "must be 0 in a bulk upload")
         except HmiError as error:

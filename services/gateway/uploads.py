@@ -27,12 +27,12 @@ from services.common.errors import (
     ResourceExhausted,
     from_status,
 )
-from services.common.ids import check_name, check_sha256
+from services.common.ids import check_name, check_path, check_sha256
 from services.common.knowledge import Blobs
 from services.gateway.admission import Admission
 from services.gateway.budget import ByteBudget, Holding
 from services.gateway.domain import Base
-from services.gateway.mirror import Mirror
+from services.gateway.mirror import Mirror, current_table
 from services.gateway.store_calls import ask, write_blob
 
 if TYPE_CHECKING:
@@ -87,21 +87,19 @@ class VersionUploads:
             return 0
         return held.committed_bytes
 
-    def check_header(self, header: model_pb2.UploadHeader) -> Base:
+    def check_header(self, tenant: str, header: model_pb2.UploadHeader) -> Base:
         """The base of an announced upload.
 
         Raises:
             InvalidArgument: A field of the header.
-            NotFound: The base.
+            NotFound: The base, or the domain.
+            FailedPrecondition: The domain's first table is not there yet.
             ResourceExhausted: Too large.
         """
         check_name("header.model", header.model)
         check_name("header.base", header.base)
         check_sha256("header.sha256", header.sha256)
-        if len(header.request_id) > _MAX_REQUEST_ID_CHARS:
-            raise InvalidArgument(
-                "header.request_id", f"is longer than {_MAX_REQUEST_ID_CHARS} characters"
-            )
+        check_request_id(header.request_id)
         if not header.size_bytes:
             raise InvalidArgument("header.size_bytes", "must be at least 1")
         if header.size_bytes > self._max_bytes:
@@ -115,7 +113,24 @@ class VersionUploads:
         base = self._mirror.state.bases.get(header.base)
         if base is None:
             raise NotFound(f"there is no base '{header.base}'", reason="BASE_NOT_FOUND")
+        self._table_version(tenant, header, base)
         return base
+
+    def _table_version(self, tenant: str, header: model_pb2.UploadHeader, base: Base) -> str:
+        """The tables that a version pushed now reads; none on a base that is not split."""
+        if base.is_split:
+            if header.domain:
+                check_path("header.domain", header.domain)
+            return current_table(self._mirror.domain(tenant, header.base, header.domain))
+        for field in ("domain", "follow"):
+            if getattr(header, field):
+                raise InvalidArgument(
+                    f"header.{field}",
+                    f"base '{header.base}' is not split, so it has no domains: leave it out, or "
+                    "name a split base",
+                    reason="BASE_NOT_SPLIT",
+                )
+        return ""
 
     async def upload(
         self,
@@ -132,7 +147,7 @@ class VersionUploads:
                 contract says.
             DataLoss: The bytes end early; what came is kept.
         """
-        base = self.check_header(header)
+        base = self.check_header(tenant, header)
         with self.memory.holding() as held:
             if header.offset:
                 blob = await self._resumed(tenant, header, chunks, held)
@@ -152,8 +167,11 @@ class VersionUploads:
 
         Raises:
             InvalidArgument: It cannot be served.
+            NotFound, FailedPrecondition: The domain went while the bytes came.
         """
         version = await self._admission.check(tenant, header, blob, base)
+        version.domain, version.follow = header.domain, header.follow
+        version.table_version = self._table_version(tenant, header, base)
         new = pb.NewVersion(
             version=version, no_activate=header.no_activate, request_id=header.request_id
         )
@@ -252,6 +270,14 @@ class VersionUploads:
             return  # as it must be: the store has taken what there was
         except HmiError as error:
             logger.info("a broken upload begins again", extra={"error": error.message})
+
+
+def check_request_id(value: str) -> None:
+    """Raise InvalidArgument if a header's request id is too long to be kept."""
+    if len(value) > _MAX_REQUEST_ID_CHARS:
+        raise InvalidArgument(
+            "header.request_id", f"is longer than {_MAX_REQUEST_ID_CHARS} characters"
+        )
 
 
 def _outcome(created: pb.CreatedVersion) -> resources_pb2.Version | HmiError:

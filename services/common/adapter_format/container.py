@@ -131,10 +131,8 @@ class TensorFile:
         return np.frombuffer(self._data[entry.begin : entry.end], dtype=_WORDS[entry.dtype])
 
 
-def open_container(
-    blob: bytes | memoryview, limits: Limits, dtypes: Mapping[str, np.dtype[Any]] = _WORDS
-) -> TensorFile:
-    """The tensors in `blob`, of these dtypes; their values are not looked at yet.
+def open_container(blob: bytes | memoryview, limits: Limits) -> TensorFile:
+    """The tensors in `blob`; their values are not looked at yet.
 
     Raises:
         InvalidArgument: `blob` is no safetensors container, or one whose header lies.
@@ -156,7 +154,7 @@ def open_container(
             "blob", f"{len(header)} tensors, at most {limits.max_tensors} are taken"
         )
     data = view[_PREFIX_BYTES + header_bytes :]
-    entries = {name: _entry(name, value, dtypes) for name, value in header.items()}
+    entries = {name: _entry(name, value) for name, value in header.items()}
     _check_layout(entries, len(data))
     return TensorFile(data, entries, metadata)
 
@@ -215,15 +213,15 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _entry(name: str, value: object, dtypes: Mapping[str, np.dtype[Any]]) -> Entry:
+def _entry(name: str, value: object) -> Entry:
     field = f"tensors[{name[:_MAX_NAME_CHARS]}]"
     if len(name) > _MAX_NAME_CHARS:
         raise InvalidArgument(field, f"a name has at most {_MAX_NAME_CHARS} characters")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise InvalidArgument(field, "must have dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in dtypes:
-        raise InvalidArgument(f"{field}.dtype", f"must be one of {', '.join(dtypes)}")
+    if not isinstance(dtype, str) or dtype not in _WORDS:
+        raise InvalidArgument(f"{field}.dtype", f"must be one of {', '.join(_WORDS)}")
     if (
         not isinstance(shape, list)
         or len(shape) > _MAX_DIMENSIONS
@@ -233,7 +231,7 @@ def _entry(name: str, value: object, dtypes: Mapping[str, np.dtype[Any]]) -> Ent
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise InvalidArgument(f"{field}.data_offsets", "must be two offsets")
     begin, end = offsets
-    if end - begin != math.prod(shape) * dtypes[dtype].itemsize:
+    if end - begin != math.prod(shape) * _WORDS[dtype].itemsize:
         raise InvalidArgument(f"{field}.data_offsets", "do not fit its dtype and shape")
     return Entry(dtype, tuple(shape), begin, end)
 

@@ -16,12 +16,13 @@ from hmi.admin.v1 import model_pb2 as pb
 from hmi.admin.v1 import resources_pb2
 from hmi.admin.v1.model_pb2_grpc import ModelServiceServicer
 from hmi.knowledge.v1 import knowledge_pb2
-from services.common.errors import HmiError, InvalidArgument, NotFound
+from services.common.errors import HmiError, NotFound
 from services.gateway.auth import Authenticator
 from services.gateway.bases import BaseUploads
 from services.gateway.bulk import BulkUpload
 from services.gateway.mirror import Mirror
 from services.gateway.paging import page
+from services.gateway.servicers.parts import chunks_of, header_of
 from services.gateway.state import Model
 from services.gateway.store_calls import ask
 from services.gateway.streams import kept_alive
@@ -31,20 +32,6 @@ if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
 
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-async def _chunks(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-    async for message in messages:
-        if not message.HasField("chunk"):
-            raise InvalidArgument("part", "only the first message may be a header")
-        yield message.chunk
-
-
-async def _header(messages: AsyncIterator[Any]) -> Any:
-    first = await anext(messages, None)
-    if first is None or not first.HasField("header"):
-        raise InvalidArgument("part", "the first message must be a header")
-    return first.header
 
 
 class ModelServicer(ModelServiceServicer):
@@ -71,8 +58,8 @@ class ModelServicer(ModelServiceServicer):
     ) -> pb.AddBaseResponse:
         self._auth.admin(context.invocation_metadata())
         messages = kept_alive(aiter(request_iterator), self._idle_s)
-        header = await _header(messages)
-        return pb.AddBaseResponse(base=await self._bases.add(header, _chunks(messages)))
+        header = await header_of(messages)
+        return pb.AddBaseResponse(base=await self._bases.add(header, chunks_of(messages)))
 
     async def ListBases(
         self, request: pb.ListBasesRequest, context: Context
@@ -108,10 +95,10 @@ class ModelServicer(ModelServiceServicer):
     ) -> pb.UploadVersionResponse:
         caller = self._auth.tenant_caller(context.invocation_metadata())
         messages = kept_alive(aiter(request_iterator), self._idle_s)
-        header = await _header(messages)
+        header = await header_of(messages)
         check_caller = partial(self._auth.check_still_valid, caller)
         check_caller()
-        chunks = _chunks(messages)
+        chunks = chunks_of(messages)
         version = await self._uploads.upload(caller.tenant, header, chunks, check_caller)
         return pb.UploadVersionResponse(version=version)
 
