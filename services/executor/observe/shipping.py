@@ -1,0 +1,145 @@
+"""Brings counts to the knowledge store, each once, through the store's absences.
+
+Knows messages, their numbers and answers; does not know how counts come about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from hmi.admin.v1.domain_pb2 import Lookups
+from hmi.knowledge.v1 import domain_pb2 as pb
+from services.executor.observe.counter import Counter, Counts, Group
+
+if TYPE_CHECKING:
+    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 3.0
+COUNT_S = 0.5
+RETRY_S = 0.5
+ANSWER_S = 10.0
+MESSAGE_KEYS = 1 << 16  # 12 bytes each
+
+_MAX_COUNT = (1 << 32) - 1
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class Shipper:
+    """Counts and ships, for as long as `run` runs.
+
+    A message is sent until it is answered, under the same number, so that the store counts it once;
+    while one is unanswered, further counts gather in the counter, whose memory is bounded.
+
+    Args:
+        executor_id: This executor.
+        interval_s: Between two shipments.
+    """
+
+    def __init__(
+        self,
+        counter: Counter,
+        stub: KnowledgeServiceAsyncStub,
+        executor_id: str,
+        *,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._counter = counter
+        self._stub = stub
+        self._executor_id = executor_id
+        self._interval_s = interval_s
+        self._epoch = secrets.randbits(63)
+        self._sequence = 0
+
+    async def run(self) -> None:
+        """Ship for ever."""
+        clock = asyncio.get_running_loop().time
+        due_at = clock() + self._interval_s
+        while True:
+            await asyncio.sleep(min(COUNT_S, self._interval_s))
+            try:
+                await asyncio.to_thread(self._counter.count)
+                if clock() >= due_at:
+                    await self._ship(self._counter.take())
+                    due_at = clock() + self._interval_s
+            except Exception:  # a defect of ours must not end counting for good
+                logger.exception("shipping counts failed: these are lost")
+
+    async def _ship(self, counts: Mapping[Group, Counts]) -> None:
+        for piece in _pieces(counts):
+            self._sequence += 1
+            request = pb.ObserveRequest(
+                executor_id=self._executor_id,
+                epoch=self._epoch,
+                sequence=self._sequence,
+                counts=piece,
+            )
+            await self._send(request)
+
+    async def _send(self, request: pb.ObserveRequest) -> None:
+        """Send a message until it is answered; one that is refused is dropped."""
+        is_reachable = True
+        while True:
+            try:
+                await self._stub.Observe(request, timeout=ANSWER_S)
+                return
+            except grpc.aio.AioRpcError as error:
+                facts = {"code": error.code().name, "details": error.details()}
+                if error.code() not in _LOST:
+                    logger.warning("the store refuses counts", extra=facts)
+                    return
+                if is_reachable:
+                    logger.info("counts wait for the store", extra=facts)
+                is_reachable = False
+            await asyncio.sleep(RETRY_S)
+
+
+def _pieces(counts: Mapping[Group, Counts]) -> Iterator[list[pb.TenantCounts]]:
+    """The counts in messages of at most `MESSAGE_KEYS` keys."""
+    piece: list[pb.TenantCounts] = []
+    num_free = MESSAGE_KEYS
+    for group, counted in counts.items():
+        keys = np.concatenate([sketch.keys for sketch in counted.sketches])
+        times = np.concatenate([sketch.counts for sketch in counted.sketches])
+        times = np.minimum(times, _MAX_COUNT)
+        start = 0
+        while start == 0 or start < len(keys):
+            stop = start + num_free
+            message = pb.TenantCounts(
+                base=group.base,
+                path=group.path,
+                tenant=group.tenant,
+                keys=keys[start:stop].tolist(),
+                counts=times[start:stop].tolist(),
+            )
+            if start == 0:
+                message.num_tokens = counted.num_tokens
+                message.lookups.CopyFrom(_lookups(counted))
+            piece.append(message)
+            num_free -= len(message.keys)
+            start = stop
+            if num_free <= 0:
+                yield piece
+                piece, num_free = [], MESSAGE_KEYS
+    if piece:
+        yield piece
+
+
+def _lookups(counted: Counts) -> Lookups:
+    computed, unigram, bigram, trigram = (int(number) for number in counted.results)
+    return Lookups(
+        num_tokens=counted.num_tokens,
+        num_trigram=trigram,
+        num_bigram=bigram,
+        num_unigram=unigram,
+        num_computed=computed,
+    )
