@@ -12,7 +12,11 @@ from services.common.errors import HmiError, InvalidArgument, ResourceExhausted
 from services.executor.adapters.packing import Packed
 from services.executor.adapters.slots import Key
 
-_MAX_STAGED = 64  # adapters between disk and device at a time: bounds what the host tier cannot
+# Between disk and device at a time: bounds what the host tier cannot. How large an adapter is shows
+# when it was read, so few are read at once.
+_MAX_STAGED = 64
+_MAX_STAGED_BYTES = 1 << 30
+_MAX_READING = 8
 _MAX_PASSED = 32
 _MAX_BLOCK_S = 2.0
 _MAX_ERRORS = 4096
@@ -107,9 +111,13 @@ class Requests:
 
     def to_stage(self) -> list[Request]:
         """Those to be read next, as many as may be between disk and device."""
-        num_staged = sum(r.is_staging or r.packed is not None for r in self._requests.values())
+        packed = [r.packed for r in self._requests.values() if r.packed is not None]
+        if sum(one.size_bytes for one in packed) >= _MAX_STAGED_BYTES:
+            return []
+        num_reading = sum(r.is_staging for r in self._requests.values())
         waiting = [r for r in self._in_order() if not r.is_staging and r.packed is None]
-        return waiting[: max(0, _MAX_STAGED - num_staged)]
+        room = min(_MAX_STAGED - len(packed) - num_reading, _MAX_READING - num_reading)
+        return waiting[: max(0, room)]
 
     def staged(self) -> list[tuple[Request, Packed]]:
         """Those in host memory."""
