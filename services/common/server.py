@@ -24,6 +24,9 @@ from services.common.config import ServiceSettings
 
 MAX_MESSAGE_BYTES = 64 << 20
 
+# What a liveness probe asks for: SERVING as long as the process answers, ready or not.
+LIVE = "live"
+
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -46,7 +49,7 @@ class RunningServer:
         self._names = ["", *names]
 
     async def set_serving(self, is_serving: bool) -> None:
-        """Answer health checks of every service so."""
+        """Answer health checks of every service, and of the server as a whole, so."""
         status = health_pb2.HealthCheckResponse.ServingStatus
         value = status.SERVING if is_serving else status.NOT_SERVING
         for name in self._names:
@@ -99,6 +102,7 @@ async def serve(
     if settings.metrics_port is not None:
         metrics.serve_metrics(settings.metrics_port, settings.host)
     running = RunningServer(port, health, names)
+    await health.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
     await running.set_serving(True)
     try:
         yield running

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import uuid
 
@@ -12,6 +13,7 @@ from services.common.registration import Registration
 from services.common.server import run, serve, stopped
 from services.gateway.app import open_app
 from services.gateway.config import GatewaySettings
+from services.gateway.readiness import tell_readiness
 
 
 async def main(settings: GatewaySettings) -> None:
@@ -28,9 +30,13 @@ async def main(settings: GatewaySettings) -> None:
         # What the snapshot brought lives on: a collection need not walk it again and again.
         gc.collect()
         gc.freeze()
+        telling = asyncio.create_task(tell_readiness(app.mirror, settings.max_staleness_s, running))
         async with registration.held(address):
             print(f"ready: {settings.host}:{running.port}", flush=True)
-            await stopped(settings)
+            try:
+                await stopped(settings)
+            finally:
+                telling.cancel()
 
 
 if __name__ == "__main__":

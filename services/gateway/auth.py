@@ -39,6 +39,11 @@ class Authenticator:
         self._mirror = mirror
         self._max_staleness_s = max_staleness_s
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether keys are believed. If not, every call is answered UNAVAILABLE."""
+        return self._mirror.staleness_s <= self._max_staleness_s
+
     def caller(self, metadata: Metadata | None) -> Caller:
         """Who calls.
 
@@ -64,11 +69,11 @@ class Authenticator:
                 )
             if tenant not in self._mirror.state.tenants:
                 raise NotFound(f"there is no tenant '{tenant}'", reason="TENANT_NOT_FOUND")
-            if is_admin:
-                logger.info("admin acts for tenant", extra={"key_id": key.key_id, "for": tenant})
-        else:
-            tenant = key.tenant
-        tenant_var.set(tenant)
+        acts_for_another = bool(tenant) and is_admin
+        tenant = tenant or key.tenant
+        tenant_var.set(tenant)  # the line below names it
+        if acts_for_another:
+            logger.info("an admin acts for a tenant", extra={"key_id": key.key_id})
         return Caller(key.key_id, tenant, is_admin)
 
     def tenant_caller(self, metadata: Metadata | None) -> Caller:
@@ -120,7 +125,7 @@ class Authenticator:
         return key
 
     def _check_fresh(self) -> None:
-        if self._mirror.staleness_s > self._max_staleness_s:
+        if not self.is_ready:
             raise Unavailable(
                 "keys cannot be checked: the knowledge store has been away for too long",
                 reason="KEYS_STALE",

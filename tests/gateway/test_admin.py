@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import grpc
 import pytest
 
@@ -9,6 +15,7 @@ from hmi.admin.v1 import model_pb2, resources_pb2
 from hmi.admin.v1 import tenant_pb2 as pb
 from hmi.admin.v1.model_pb2_grpc import ModelServiceStub
 from hmi.admin.v1.tenant_pb2_grpc import TenantServiceStub
+from services.common.logs import JsonFormatter
 from tests.gateway.conftest import Stack, unique
 from tests.gateway.test_predict import expect, request
 
@@ -46,6 +53,60 @@ async def test_a_tenant_sees_itself_only(stack: Stack) -> None:
         grpc.StatusCode.PERMISSION_DENIED,
         stub.CreateApiKey(pb.CreateApiKeyRequest(tenant=mine), metadata=own),
     )
+
+
+@pytest.fixture
+def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """What the authentication has logged meanwhile, as the process would write it."""
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(JsonFormatter("gateway"))
+    logger = logging.getLogger("services.gateway.auth")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+async def test_an_admin_who_acts_for_a_tenant_is_logged(
+    stack: Stack, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    name = unique("acme")
+    await stack.add_tenant(name)
+    await stack.add_model(name, "topic")
+    stub = ModelServiceStub(stack.channel)
+    for_tenant = (*stack.as_admin, ("x-hmi-tenant", name), ("x-request-id", "r-1"))
+    listed = await stub.ListModels(model_pb2.ListModelsRequest(), metadata=for_tenant)
+    assert [model.name for model in listed.models] == ["topic"]
+    [line] = lines()
+    [admin_key] = [
+        key.api_key.key_id
+        for key in stack.app.mirror.state.keys.values()
+        if key.api_key.role == resources_pb2.ROLE_ADMIN
+    ]
+    assert (line["tenant"], line["key_id"], line["request_id"]) == (name, admin_key, "r-1")
+    assert "secret" not in json.dumps(line)
+
+
+async def test_a_tenant_acts_for_itself_only_and_unlogged(
+    stack: Stack, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    mine, theirs = unique("mine"), unique("theirs")
+    await stack.add_tenant(mine)
+    await stack.add_tenant(theirs)
+    await stack.add_model(theirs, "topic")
+    stub = ModelServiceStub(stack.channel)
+    for tenant in (theirs, "no-such-tenant"):
+        call = stub.ListModels(
+            model_pb2.ListModelsRequest(),
+            metadata=(*stack.metadata(mine), ("x-hmi-tenant", tenant)),
+        )
+        await expect(grpc.StatusCode.PERMISSION_DENIED, call)
+    own = (*stack.metadata(mine), ("x-hmi-tenant", mine))
+    assert not (await stub.ListModels(model_pb2.ListModelsRequest(), metadata=own)).models
+    assert lines() == []
 
 
 async def test_keys_are_made_listed_and_revoked(stack: Stack) -> None:

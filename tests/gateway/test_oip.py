@@ -214,3 +214,15 @@ async def test_tritonclient_gets_the_same_scores(stack: Stack, tenant: str) -> N
     assert answer["scores"] == scores
     assert answer["label"] == [p.classification.label for p in expected.predictions]
     assert answer["version"] == "1"
+
+
+async def test_a_server_whose_keys_are_too_old_is_live_and_not_ready(
+    stack: Stack, tenant: str
+) -> None:
+    stub: Any = GRPCInferenceServiceStub(stack.channel)
+    assert (await stub.ServerReady(pb.ServerReadyRequest())).ready
+    mirror = stack.app.mirror
+    mirror.heard_at = mirror._now() - stack.settings.max_staleness_s - 1
+    ready = (await stub.ServerReady(pb.ServerReadyRequest())).ready
+    live = (await stub.ServerLive(pb.ServerLiveRequest())).live
+    assert (live, ready) == (True, False)

@@ -43,7 +43,7 @@ class OpenInferenceServicer(GRPCInferenceServiceServicer):
     async def ServerReady(
         self, request: pb.ServerReadyRequest, context: Context
     ) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._router.has_executor)
+        return pb.ServerReadyResponse(ready=self._auth.is_ready and self._router.has_executor)
 
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Context
