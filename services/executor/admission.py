@@ -63,6 +63,8 @@ class Admission:
             raise InvalidArgument(
                 "num_first_segment_tokens", f"is more than the {num_tokens} tokens"
             )
+        if not 0 <= submit.weight < math.inf:
+            raise InvalidArgument("weight", "must be a positive number")
         timeout_ms = submit.timeout_ms
         return Item(
             id=next(self._ids),
@@ -70,4 +72,5 @@ class Admission:
             token_ids=token_ids,
             num_first_segment_tokens=submit.num_first_segment_tokens,
             deadline=time.monotonic() + timeout_ms / 1000 if timeout_ms else math.inf,
+            weight=submit.weight or 1.0,
         )

@@ -46,10 +46,11 @@ class ExecutorSettings(ServiceSettings):
         0, ge=0, description="Rows of a batch; 0: 64 on a CPU, 256 on CUDA."
     )
     credit_batches: float = Field(
-        2.0,
+        3.0,
         gt=0,
-        description="Batches' worth of tokens that all gateways together may have submitted. More "
-        "keeps the device busy over slow networks; less keeps queues where fairness is decided.",
+        description="Batches' worth of tokens that all gateways together may have submitted. One "
+        "tenant alone takes two thirds of it. More keeps the device busy over slow networks; less "
+        "keeps queues where cancelling is cheap.",
     )
     num_threads: int = Field(0, ge=0, description="Threads of CPU compute; 0: torch's default.")
     failpoints: str = Field(

@@ -36,7 +36,7 @@ class Options:
 
     executor_id: str
     limits: Limits
-    credit_batches: float = 2.0
+    credit_batches: float = 3.0
     max_in_flight: int = 1
     drain_s: float = 5.0
     reach: Reach = off

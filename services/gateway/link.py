@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# One tenant may have this times the credit that is left in flight on a link (Choudhury and Hahne,
+# "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998): alone it takes two
+# thirds of the window, and however many flood, whoever comes next finds some.
+TENANT_PART = 2.0
+
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 1.0
 _MAX_TABLES = 10_000
@@ -81,6 +86,7 @@ class Link:
         self.resident: set[str] = set()
         self._hinted: set[str] = set()
         self._tables: set[str] = set()
+        self._load_by_tenant: dict[str, int] = {}
         self._in_flight: dict[int, Item] = {}
         self._outbox: list[pb.Command] = []
         self._wake = asyncio.Event()
@@ -89,6 +95,20 @@ class Link:
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._gateway_id = gateway_id
         self._events = events
+
+    def has_room(self, item: Item, max_weight: float) -> bool:
+        """Whether there is credit for an item, and its tenant has not taken too much of it.
+
+        Args:
+            max_weight: The largest weight of the tenants that wait.
+        """
+        if self.credit < item.cost:
+            return False
+        load = self._load_by_tenant.get(item.tenant, 0)
+        if load == 0:
+            return True
+        part = item.weight / max(item.weight, max_weight)
+        return load + item.cost <= TENANT_PART * part * self.credit
 
     def submit(self, item: Item, timeout_ms: int) -> None:
         """Send an item. Its cost must be within the credit.
@@ -105,9 +125,10 @@ class Link:
             num_first_segment_tokens=encoded.num_first,
             timeout_ms=timeout_ms,
             table_version=item.version.table_version,
+            weight=item.weight,
         )
         self.credit -= item.cost
-        self.load += item.cost
+        self._add_load(item, item.cost)
         self._in_flight[item.item_id] = item
         self._hinted.discard(item.version.digest)
         self._tables.add(item.version.table_version)
@@ -116,7 +137,7 @@ class Link:
     def cancel(self, item: Item) -> None:
         """Say that an item's answer is no longer wanted; whatever comes for it is passed over."""
         if self._in_flight.pop(item.item_id, None) is not None:
-            self.load -= item.cost
+            self._add_load(item, -item.cost)
             self._send(pb.Command(cancel=pb.Cancel(item_id=item.item_id)))
 
     def hint(self, version: Version) -> None:
@@ -132,6 +153,10 @@ class Link:
             self._tables.clear()  # to hint once more costs next to nothing
         self._tables.add(table)
         self._send(pb.Command(hint=pb.Hint(key=version.key, table_version=table)))
+
+    def forget_hint(self, digest: str) -> None:
+        """An item of a model left the queue unsubmitted: the next one that comes is news again."""
+        self._hinted.discard(digest)
 
     def close(self) -> None:
         """Make `run` end at its next cancellation, even if that meets a breaking stream.
@@ -184,9 +209,18 @@ class Link:
         self._hinted.clear()
         self._tables.clear()
         self.resident.clear()
+        self._load_by_tenant.clear()
         self.credit = self.load = self.window = 0
         self.is_up = False
         self._events.link_down(self, items)
+
+    def _add_load(self, item: Item, num_tokens: int) -> None:
+        self.load += num_tokens
+        of_tenant = self._load_by_tenant.get(item.tenant, 0) + num_tokens
+        if of_tenant:
+            self._load_by_tenant[item.tenant] = of_tenant
+        else:
+            self._load_by_tenant.pop(item.tenant, None)
 
     def _send(self, command: pb.Command) -> None:
         self._outbox.append(command)
@@ -225,7 +259,7 @@ class Link:
         item = self._in_flight.pop(event.item_id, None)
         if item is None:  # cancelled meanwhile
             return
-        self.load -= item.cost
+        self._add_load(item, -item.cost)
         if event.HasField("error"):
             self._events.item_failed(item, from_status(event.error))
         else:

@@ -8,7 +8,7 @@ spill over. Knows loads and digests, not streams.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Protocol, TypeVar
@@ -21,7 +21,6 @@ class Target(Protocol):
     """What placement needs to know of an executor."""
 
     address: str
-    credit: int
     load: int
     resident: set[str]
 
@@ -40,19 +39,19 @@ def ranked(digest: str, targets: Sequence[L]) -> list[L]:
     return sorted(targets, key=lambda target: score(digest, target.address), reverse=True)
 
 
-def choose(digest: str, cost: int, targets: Sequence[L]) -> L | None:
-    """The executor for an item of `cost` tokens; None if none has the credit.
+def choose(digest: str, cost: int, targets: Sequence[L], has_room: Callable[[L], bool]) -> L | None:
+    """The executor for an item of `cost` tokens; None if none has room for it.
 
     The first in the model's order, if its load allows; else one where the model is resident; else
     the next in order.
     """
     if len(targets) == 1:
-        return targets[0] if targets[0].credit >= cost else None
+        return targets[0] if has_room(targets[0]) else None
     bound = LOAD_FACTOR * (sum(target.load for target in targets) + cost) / len(targets)
     best: L | None = None
     best_key: tuple[bool, bool, int] | None = None
     for rank, target in enumerate(ranked(digest, targets)):
-        if target.credit < cost:
+        if not has_room(target):
             continue
         is_over = target.load + cost > bound and target.load > 0
         key = (is_over, rank > 0 and digest not in target.resident, rank)

@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from hmi.executor.v1 import executor_pb2
 from services.common.errors import (
@@ -22,6 +23,7 @@ from services.common.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from services.common.fair_queue import FairQueue
 from services.gateway import metrics
 from services.gateway.config import GatewaySettings
 from services.gateway.deadlines import Deadlines
@@ -29,7 +31,6 @@ from services.gateway.domain import Item, Place
 from services.gateway.link import Link
 from services.gateway.mirror import Mirror
 from services.gateway.placement import choose, ranked
-from services.gateway.queue import FairQueue
 from services.gateway.usage import Usage
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Router:
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._give_up_timers: dict[str, asyncio.TimerHandle] = {}
         self._is_pass_planned = False
+        self._has_new_room = False
         self._is_closing = False
         self.queue = FairQueue[Item]()
         metrics.queue_items.set_function(lambda: len(self.queue))
@@ -118,13 +120,14 @@ class Router:
             if item.place is not Place.DONE:
                 self._drop(item)
                 metrics.cancelled.inc()
+                self._plan_pass(has_new_room=True)
 
     # What links say (LinkEvents).
 
     def link_changed(self, link: Link) -> None:
         if all(link not in self._links_by_base.get(base, ()) for base in link.base_digests):
             self._index_links()
-        self._plan_pass()
+        self._plan_pass(has_new_room=True)
 
     def link_down(self, link: Link, items: list[Item]) -> None:
         self._index_links()
@@ -141,16 +144,18 @@ class Router:
         for base in {item.base_digest for item in items} - self._links_by_base.keys():
             self._wait_for_executor(base)
         self._refresh_links()
-        self._plan_pass()
+        self._plan_pass(has_new_room=True)
 
     def item_answered(self, item: Item, tensor: executor_pb2.Tensor) -> None:
         self._executing.pop(item.item_id, None)
+        self._plan_pass(has_new_room=True)
         item.place = Place.DONE
         metrics.answered.inc()
         item.reply.answer(item.index, tensor)
 
     def item_failed(self, item: Item, error: HmiError) -> None:
         self._executing.pop(item.item_id, None)
+        self._plan_pass(has_new_room=True)
         self._fail(item, error)
 
     # Executors come and go.
@@ -198,29 +203,36 @@ class Router:
 
     def _fail_pool(self, pool: str, message: str) -> None:
         for item in self.queue.items(pool):
-            self.queue.remove(item)
+            self._take_out(item)
             self._fail(item, Unavailable(message, reason="NO_EXECUTOR", retry_after_s=1.0))
 
     # Giving out credit.
 
-    def _plan_pass(self) -> None:
+    def _plan_pass(self, *, has_new_room: bool = False) -> None:
         """One pass for everything that happens in this turn of the event loop."""
+        self._has_new_room |= has_new_room
         if not self._is_pass_planned:
             self._is_pass_planned = True
             self._loop.call_soon(self._pass)
 
     def _pass(self) -> None:
         self._is_pass_planned = False
+        if self._has_new_room:
+            self._has_new_room = False
+            self.queue.resume()
         pools = set(self._links_by_base)
         now = self._loop.time()
         while (item := self.queue.first(pools)) is not None:
             links = self._links_by_base[item.base_digest]
-            link = choose(item.version.digest, item.cost, links)
+            has_room = partial(Link.has_room, item=item, max_weight=self.queue.max_weight)
+            link = choose(item.version.digest, item.cost, links, has_room)
             if link is not None:
                 self._dispatch(item, link, now)
             elif item.cost > max(other.window for other in links):
-                self.queue.remove(item)
+                self._take_out(item)
                 self._fail(item, ResourceExhausted("the item exceeds what an executor takes"))
+            elif any(other.credit >= item.cost for other in links):
+                self.queue.hold_back(item)  # its tenant has its part: whose turn is next?
             else:
                 pools.discard(item.base_digest)
 
@@ -241,10 +253,16 @@ class Router:
 
     # The end of items.
 
+    def _take_out(self, item: Item) -> None:
+        """Take an item out of the queue that will not be submitted."""
+        self.queue.remove(item)
+        for link in self._links_by_base.get(item.base_digest, ()):
+            link.forget_hint(item.version.digest)
+
     def _drop(self, item: Item) -> None:
         """Take an item out of wherever it is."""
         if item.place is Place.QUEUED:
-            self.queue.remove(item)
+            self._take_out(item)
         else:
             self._executing.pop(item.item_id).cancel(item)
         item.place = Place.DONE

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.common.fair_queue import FairQueue
 from services.gateway.deadlines import Deadlines
-from services.gateway.queue import FairQueue
 
 
 @dataclass(eq=False)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehmi/executor/v1/executor.proto\x12\x0fhmi.executor.v1\x1a\x17google/rpc/status.proto\"_\n\x08ModelKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x05 \x01(\t\"\x1b\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"E\n\x04Hint\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.hmi.executor.v1.ModelKey\x12\x15\n\rtable_version\x18\x02 \x01(\t\"\xbb\x01\n\x06Submit\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12&\n\x03key\x18\x02 \x01(\x0b\x32\x19.hmi.executor.v1.ModelKey\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12 \n\x18num_first_segment_tokens\x18\x05 \x01(\r\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x15\n\rtable_version\x18\x07 \x01(\t\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\"\xba\x01\n\x07\x43ommand\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.hmi.executor.v1.HelloH\x00\x12%\n\x04hint\x18\x02 \x01(\x0b\x32\x15.hmi.executor.v1.HintH\x00\x12)\n\x06submit\x18\x03 \x01(\x0b\x32\x17.hmi.executor.v1.SubmitH\x00\x12)\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x17.hmi.executor.v1.CancelH\x00\x42\t\n\x07\x63ommand\"<\n\x0e\x45xecuteRequest\x12*\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x18.hmi.executor.v1.Command\"\x1c\n\x06\x43redit\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\"%\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x97\x01\n\x05\x45vent\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\r\x12\x10\n\x08is_final\x18\x03 \x01(\x08\x12)\n\x06output\x18\x04 \x01(\x0b\x32\x17.hmi.executor.v1.TensorH\x00\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"b\n\x04News\x12)\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x17.hmi.executor.v1.CreditH\x00\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.hmi.executor.v1.EventH\x00\x42\x06\n\x04news\"6\n\x0f\x45xecuteResponse\x12#\n\x04news\x18\x01 \x03(\x0b\x32\x15.hmi.executor.v1.News\"\x14\n\x12WatchStatusRequest\"\x8c\x01\n\x13WatchStatusResponse\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x61se_digests\x18\x02 \x03(\t\x12\x19\n\x11num_queued_tokens\x18\x03 \x01(\r\x12\x16\n\x0eloaded_digests\x18\x04 \x03(\t\x12\x17\n\x0f\x65victed_digests\x18\x05 \x03(\t2\xbf\x01\n\x0f\x45xecutorService\x12P\n\x07\x45xecute\x12\x1f.hmi.executor.v1.ExecuteRequest\x1a .hmi.executor.v1.ExecuteResponse(\x01\x30\x01\x12Z\n\x0bWatchStatus\x12#.hmi.executor.v1.WatchStatusRequest\x1a$.hmi.executor.v1.WatchStatusResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ehmi/executor/v1/executor.proto\x12\x0fhmi.executor.v1\x1a\x17google/rpc/status.proto\"_\n\x08ModelKey\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x13\n\x0b\x62\x61se_digest\x18\x05 \x01(\t\"\x1b\n\x05Hello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"E\n\x04Hint\x12&\n\x03key\x18\x01 \x01(\x0b\x32\x19.hmi.executor.v1.ModelKey\x12\x15\n\rtable_version\x18\x02 \x01(\t\"\xcb\x01\n\x06Submit\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12&\n\x03key\x18\x02 \x01(\x0b\x32\x19.hmi.executor.v1.ModelKey\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12 \n\x18num_first_segment_tokens\x18\x05 \x01(\r\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x15\n\rtable_version\x18\x07 \x01(\t\x12\x0e\n\x06weight\x18\x08 \x01(\x02\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\"\xba\x01\n\x07\x43ommand\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.hmi.executor.v1.HelloH\x00\x12%\n\x04hint\x18\x02 \x01(\x0b\x32\x15.hmi.executor.v1.HintH\x00\x12)\n\x06submit\x18\x03 \x01(\x0b\x32\x17.hmi.executor.v1.SubmitH\x00\x12)\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x17.hmi.executor.v1.CancelH\x00\x42\t\n\x07\x63ommand\"<\n\x0e\x45xecuteRequest\x12*\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x18.hmi.executor.v1.Command\"\x1c\n\x06\x43redit\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\"%\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x97\x01\n\x05\x45vent\x12\x0f\n\x07item_id\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\r\x12\x10\n\x08is_final\x18\x03 \x01(\x08\x12)\n\x06output\x18\x04 \x01(\x0b\x32\x17.hmi.executor.v1.TensorH\x00\x12#\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"b\n\x04News\x12)\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x17.hmi.executor.v1.CreditH\x00\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.hmi.executor.v1.EventH\x00\x42\x06\n\x04news\"6\n\x0f\x45xecuteResponse\x12#\n\x04news\x18\x01 \x03(\x0b\x32\x15.hmi.executor.v1.News\"\x14\n\x12WatchStatusRequest\"\x8c\x01\n\x13WatchStatusResponse\x12\x13\n\x0b\x65xecutor_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62\x61se_digests\x18\x02 \x03(\t\x12\x19\n\x11num_queued_tokens\x18\x03 \x01(\r\x12\x16\n\x0eloaded_digests\x18\x04 \x03(\t\x12\x17\n\x0f\x65victed_digests\x18\x05 \x03(\t2\xbf\x01\n\x0f\x45xecutorService\x12P\n\x07\x45xecute\x12\x1f.hmi.executor.v1.ExecuteRequest\x1a .hmi.executor.v1.ExecuteResponse(\x01\x30\x01\x12Z\n\x0bWatchStatus\x12#.hmi.executor.v1.WatchStatusRequest\x1a$.hmi.executor.v1.WatchStatusResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,27 +39,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HINT']._serialized_start=202
   _globals['_HINT']._serialized_end=271
   _globals['_SUBMIT']._serialized_start=274
-  _globals['_SUBMIT']._serialized_end=461
-  _globals['_CANCEL']._serialized_start=463
-  _globals['_CANCEL']._serialized_end=488
-  _globals['_COMMAND']._serialized_start=491
-  _globals['_COMMAND']._serialized_end=677
-  _globals['_EXECUTEREQUEST']._serialized_start=679
-  _globals['_EXECUTEREQUEST']._serialized_end=739
-  _globals['_CREDIT']._serialized_start=741
-  _globals['_CREDIT']._serialized_end=769
-  _globals['_TENSOR']._serialized_start=771
-  _globals['_TENSOR']._serialized_end=808
-  _globals['_EVENT']._serialized_start=811
-  _globals['_EVENT']._serialized_end=962
-  _globals['_NEWS']._serialized_start=964
-  _globals['_NEWS']._serialized_end=1062
-  _globals['_EXECUTERESPONSE']._serialized_start=1064
-  _globals['_EXECUTERESPONSE']._serialized_end=1118
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=1120
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=1140
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1143
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1283
-  _globals['_EXECUTORSERVICE']._serialized_start=1286
-  _globals['_EXECUTORSERVICE']._serialized_end=1477
+  _globals['_SUBMIT']._serialized_end=477
+  _globals['_CANCEL']._serialized_start=479
+  _globals['_CANCEL']._serialized_end=504
+  _globals['_COMMAND']._serialized_start=507
+  _globals['_COMMAND']._serialized_end=693
+  _globals['_EXECUTEREQUEST']._serialized_start=695
+  _globals['_EXECUTEREQUEST']._serialized_end=755
+  _globals['_CREDIT']._serialized_start=757
+  _globals['_CREDIT']._serialized_end=785
+  _globals['_TENSOR']._serialized_start=787
+  _globals['_TENSOR']._serialized_end=824
+  _globals['_EVENT']._serialized_start=827
+  _globals['_EVENT']._serialized_end=978
+  _globals['_NEWS']._serialized_start=980
+  _globals['_NEWS']._serialized_end=1078
+  _globals['_EXECUTERESPONSE']._serialized_start=1080
+  _globals['_EXECUTERESPONSE']._serialized_end=1134
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=1136
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=1156
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1159
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1299
+  _globals['_EXECUTORSERVICE']._serialized_start=1302
+  _globals['_EXECUTORSERVICE']._serialized_end=1493
 # @@protoc_insertion_point(module_scope)

@@ -113,6 +113,7 @@ class Submit(google.protobuf.message.Message):
     NUM_FIRST_SEGMENT_TOKENS_FIELD_NUMBER: builtins.int
     TIMEOUT_MS_FIELD_NUMBER: builtins.int
     TABLE_VERSION_FIELD_NUMBER: builtins.int
+    WEIGHT_FIELD_NUMBER: builtins.int
     item_id: builtins.int
     """Unique on this stream. Travels through retries."""
     tokenizer_digest: builtins.str
@@ -123,6 +124,8 @@ class Submit(google.protobuf.message.Message):
     """Milliseconds left to answer; 0 means no deadline."""
     table_version: builtins.str
     """sha256 of the manifest of the tables to read, in hex (split bases). It names nodes, encoders, segments and policy."""
+    weight: builtins.float
+    """The tenant's weight: batches are shared by it among the tenants whose items are ready. 0 means 1."""
     @property
     def key(self) -> Global___ModelKey:
         """The model."""
@@ -141,10 +144,11 @@ class Submit(google.protobuf.message.Message):
         num_first_segment_tokens: builtins.int = ...,
         timeout_ms: builtins.int = ...,
         table_version: builtins.str = ...,
+        weight: builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["item_id", b"item_id", "key", b"key", "num_first_segment_tokens", b"num_first_segment_tokens", "table_version", b"table_version", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "tokenizer_digest", b"tokenizer_digest"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["item_id", b"item_id", "key", b"key", "num_first_segment_tokens", b"num_first_segment_tokens", "table_version", b"table_version", "timeout_ms", b"timeout_ms", "token_ids", b"token_ids", "tokenizer_digest", b"tokenizer_digest", "weight", b"weight"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Submit: typing_extensions.TypeAlias = Submit

@@ -1,7 +1,9 @@
 """Which waiting items run next.
 
-Knows ages, lengths, deadlines and whether an item's adapter is on the device; does not know what a
-batch computes. Fairness among tenants is decided before items come here, by gateways and credit.
+Knows tenants, lengths, deadlines and whether an item's adapter is on the device; does not know what
+a batch computes. Tenants with ready items share batches by weight, whichever gateway they came
+through: gateways decide who may send, but what was sent before another tenant's item came, or
+waited here for its adapter, must not stand before it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.common.errors import Cancelled, DeadlineExceeded, HmiError
+from services.common.fair_queue import FairQueue
 from services.executor.engine.interfaces import LoadedBase, Pinned, Slot
 from services.executor.engine.items import Event, Item, ModelKey
 from services.executor.engine.tables import Table
@@ -59,6 +62,19 @@ class Row:
         return self.pinned.table
 
 
+@dataclass(slots=True, eq=False)
+class _Ready:
+    """A row as the fair queue sees it."""
+
+    row: Row
+    item_id: int
+    tenant: str
+    base_digest: str  # the unsplit one: what a batch has in common
+    weight: float
+    cost: int
+    priority: int = 0  # gateways send a tenant's items in their order
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One batch, of the bases that share an unsplit digest. Whoever runs it releases its rows."""
@@ -71,7 +87,8 @@ class Batcher:
     """Items that wait, and the batches made of them. Not thread-safe.
 
     An item is *cold* until its adapter and tables are pinned, then *ready*. Batches take ready
-    items only, oldest first, so a cold item delays no other.
+    items only, of the tenant that got least first and of each the oldest, so neither a cold item
+    nor a tenant's many delay another's.
 
     Args:
         bases: By digest. May grow.
@@ -83,9 +100,8 @@ class Batcher:
         self._limits = limits
         self._waiting: dict[int, Item] = {}
         self._cold: dict[Needs, list[Item]] = {}
-        # Heaps by unsplit digest; they may name the gone.
-        self._ready: dict[str, list[tuple[int, Row]]] = {}
-        self._pinned: dict[int, Pinned] = {}  # of ready items
+        self._queue = FairQueue[_Ready]()
+        self._ready: dict[int, _Ready] = {}
         self._deadlines: list[tuple[float, int]] = []  # heap; may name the gone
         self.num_tokens = 0
 
@@ -128,7 +144,7 @@ class Batcher:
     @property
     def is_any_ready(self) -> bool:
         """A batch can be made."""
-        return bool(self._pinned)
+        return bool(self._ready)
 
     @property
     def next_deadline(self) -> float:
@@ -138,13 +154,9 @@ class Batcher:
         return self._deadlines[0][0] if self._deadlines else float("inf")
 
     def plan(self) -> Plan | None:
-        """The next batch: of the base whose oldest ready item is oldest. None if none is ready."""
-        oldest = None
-        for digest, heap in self._ready.items():
-            self._drop_gone(heap)
-            if heap and (oldest is None or heap[0][0] < self._ready[oldest][0][0]):
-                oldest = digest
-        return None if oldest is None else Plan(oldest, self._take(self._ready[oldest]))
+        """The next batch: of the bases of the item that is next. None if none is ready."""
+        first = self._queue.first(self._queue.pools())
+        return None if first is None else Plan(first.base_digest, self._take(first))
 
     def drain(self, error: HmiError) -> list[Event]:
         """End every waiting item with this error."""
@@ -155,7 +167,6 @@ class Batcher:
         key, table_version = needs
         base = self._bases[key.base_digest]
         items = self._cold.pop(needs)
-        heap = self._ready.setdefault(base.unsplit_digest, [])
         for position, item in enumerate(items):
             try:
                 pinned = base.acquire(key, table_version)
@@ -164,45 +175,52 @@ class Batcher:
             if pinned is None:
                 self._cold[needs] = items[position:]
                 return []
-            self._pinned[item.id] = pinned
-            heapq.heappush(heap, (item.id, Row(item, pinned)))
+            ready = _Ready(
+                Row(item, pinned),
+                item.id,
+                key.tenant,
+                base.unsplit_digest,
+                item.weight,
+                item.num_tokens,
+            )
+            self._ready[item.id] = ready
+            self._queue.push(ready)
         return []
 
-    def _take(self, heap: list[tuple[int, Row]]) -> tuple[Row, ...]:
-        """Rows off the heap, oldest first, until the next does not fit: none is passed over."""
+    def _take(self, first: _Ready) -> tuple[Row, ...]:
+        """Rows off the queue in its order until the next does not fit: none is passed over."""
+        pools = (first.base_digest,)
         rows: list[Row] = []
         num_tokens = longest = 0
         limits = self._limits
-        while heap and len(rows) < limits.max_rows:
-            item = heap[0][1].item
-            num_tokens += item.num_tokens
-            longest = max(longest, item.num_tokens)
+        ready: _Ready | None = first
+        while ready is not None and len(rows) < limits.max_rows:
+            num_tokens += ready.cost
+            longest = max(longest, ready.cost)
             num_padded = longest * (len(rows) + 1)
             if rows and (
                 num_tokens > limits.max_tokens
                 or num_padded > limits.max_tokens * limits.max_padding
             ):
                 break
-            rows.append(heapq.heappop(heap)[1])
-            self._leave(item)
-            self._drop_gone(heap)
+            self._queue.take(ready)
+            self._leave(ready.row.item)
+            rows.append(ready.row)
+            ready = self._queue.first(pools)
         return tuple(rows)
 
-    def _drop_gone(self, heap: list[tuple[int, Row]]) -> None:
-        while heap and heap[0][0] not in self._pinned:
-            heapq.heappop(heap)
-
-    def _leave(self, item: Item) -> Pinned | None:
-        """Forget an item; what it had pinned, if it was ready."""
+    def _leave(self, item: Item) -> _Ready | None:
+        """Forget an item; what it was in the queue, if it was ready."""
         del self._waiting[item.id]
         self.num_tokens -= item.num_tokens
-        return self._pinned.pop(item.id, None)
+        return self._ready.pop(item.id, None)
 
     def _fail(self, item: Item, error: HmiError) -> Event:
         needs = (item.key, item.table_version)
-        pinned = self._leave(item)
-        if pinned is not None:
-            self._bases[item.key.base_digest].release(pinned)
+        ready = self._leave(item)
+        if ready is not None:
+            self._queue.remove(ready)
+            self._bases[item.key.base_digest].release(ready.row.pinned)
         elif needs in self._cold:
             left = [other for other in self._cold[needs] if other.id != item.id]
             self._cold[needs] = left

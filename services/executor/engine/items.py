@@ -42,6 +42,7 @@ class Item:
         position_offset: Position of the first token; not 0 when earlier tokens are in `kv_ref`.
         kv_ref: Handle of the keys and values of earlier tokens (decoders), or None.
         deadline: `time.monotonic()` seconds after which nobody waits for the answer.
+        weight: The tenant's share of batches, relative to the others'.
     """
 
     id: int
@@ -53,6 +54,7 @@ class Item:
     position_offset: int = 0
     kv_ref: object | None = None
     deadline: float = math.inf
+    weight: float = 1.0
 
     @property
     def num_tokens(self) -> int:

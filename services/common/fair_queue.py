@@ -8,11 +8,15 @@ level of those who stayed, so that idling earns no credit; a tenant that got mor
 before it left is remembered until the others have caught up.
 
 Items wait in *pools* (the base they need), because an executor's credit admits items of some pools
-only; the account is one for all pools.
+only, and a batch holds items of one; the account is one for all pools.
+
+Two services use it: gateways, to give out executors' credit, and executors, to fill batches from
+the items of all gateways.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
@@ -22,9 +26,14 @@ from typing import Generic, Protocol, TypeVar
 class Queueable(Protocol):
     """What the queue needs to know of an item. `item_id` grows with arrival."""
 
-    item_id: int
-    weight: float
-    priority: int
+    @property
+    def item_id(self) -> int: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def priority(self) -> int: ...
 
     @property
     def tenant(self) -> str: ...
@@ -55,6 +64,7 @@ class _Account(Generic[T]):
 
     tenant: str
     service: float
+    weight: float = 1.0
     num_items: int = 0
     lanes: dict[str, _Lane[T]] = field(default_factory=dict)
     in_pools: set[str] = field(default_factory=set)
@@ -66,6 +76,8 @@ class FairQueue(Generic[T]):
     def __init__(self) -> None:
         self._accounts: dict[str, _Account[T]] = {}
         self._pools: dict[str, list[tuple[float, int, _Account[T]]]] = {}
+        self._held_back: dict[str, list[_Account[T]]] = {}
+        self._weights: Counter[float] = Counter()  # of the tenants that wait
         self._live: dict[int, T] = {}
         self._charged: set[int] = set()
         self._level = 0.0
@@ -85,7 +97,12 @@ class FairQueue(Generic[T]):
 
     def pools(self) -> list[str]:
         """Pools that may hold items."""
-        return list(self._pools)
+        return list(self._pools.keys() | self._held_back.keys())
+
+    @property
+    def max_weight(self) -> float:
+        """The largest weight of the tenants that wait; 0 if none does."""
+        return max(self._weights, default=0.0)
 
     def items(self, pool: str) -> list[T]:
         """Waiting items of one pool, oldest first."""
@@ -101,6 +118,7 @@ class FairQueue(Generic[T]):
             account = self._accounts[item.tenant] = _Account(item.tenant, self._level)
         elif account.num_items == 0:
             account.service = max(account.service, self._level)
+        self._weigh(account, item.weight)
         account.num_items += 1
         self._live[item.item_id] = item
         pool = item.base_digest
@@ -118,14 +136,37 @@ class FairQueue(Generic[T]):
         self._charged.add(item.item_id)
 
     def first(self, pools: Iterable[str]) -> T | None:
-        """The item that is next among those of `pools`, left where it is."""
-        best: _Account[T] | None = None
-        item: T | None = None
+        """The item that is next among those of `pools`, left where it is.
+
+        Between pools of equal accounts, such as one tenant's, the older item is.
+        """
+        best: tuple[float, int] | None = None
+        first: T | None = None
         for pool in pools:
             account = self._head(pool)
-            if account is not None and (best is None or account.service < best.service):
-                best, item = account, account.lanes[pool].heap[0][2]
-        return item
+            if account is None:
+                continue
+            item = account.lanes[pool].heap[0][2]
+            key = (account.service, item.item_id)
+            if best is None or key < best:
+                best, first = key, item
+        return first
+
+    def hold_back(self, item: T) -> None:
+        """Pass over the tenant of a pool's first item, in that pool, until `resume`."""
+        pool = item.base_digest
+        account = self._head(pool)
+        if account is None or account.tenant != item.tenant:
+            raise ValueError(f"item {item.item_id} is not its pool's first")
+        heappop(self._pools[pool])
+        self._held_back.setdefault(pool, []).append(account)
+
+    def resume(self) -> None:
+        """Let all tenants that were held back take part again."""
+        held_back, self._held_back = self._held_back, {}
+        for pool, accounts in held_back.items():
+            for account in accounts:
+                self._enter(pool, account)
 
     def take(self, item: T) -> None:
         """Remove an item to be served, and charge its tenant."""
@@ -145,6 +186,8 @@ class FairQueue(Generic[T]):
             self._charged.discard(item.item_id)
         account = self._accounts[item.tenant]
         account.num_items -= 1
+        if account.num_items == 0:
+            self._unweigh(account)
         lane = account.lanes[item.base_digest]
         lane.num_dead += 1
         self._prune(lane)
@@ -160,6 +203,20 @@ class FairQueue(Generic[T]):
             lane.heap = [entry for entry in heap if entry[1] in self._live]
             heapify(lane.heap)
             lane.num_dead = 0
+
+    def _weigh(self, account: _Account[T], weight: float) -> None:
+        """Count the weight of a tenant that waits, as its latest item tells it."""
+        if account.num_items:
+            if account.weight == weight:
+                return
+            self._unweigh(account)
+        account.weight = weight
+        self._weights[weight] += 1
+
+    def _unweigh(self, account: _Account[T]) -> None:
+        self._weights[account.weight] -= 1
+        if not self._weights[account.weight]:
+            del self._weights[account.weight]
 
     def _enter(self, pool: str, account: _Account[T]) -> None:
         self._num_entries += 1

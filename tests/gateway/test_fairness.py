@@ -1,0 +1,123 @@
+"""What a flood of one tenant leaves to the others: counted in items and credit, never in time."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from services.gateway.domain import Item
+from services.gateway.link import Link, LinkEvents
+from tests.fakes import FakeExecutor
+from tests.gateway.conftest import Stack, unique, until
+from tests.gateway.test_predict import expect, request
+
+
+@dataclass
+class Tenant:
+    name: str
+    models: tuple[str, ...]
+
+
+async def tenant_of(stack: Stack, *models: str, weight: float = 1.0) -> Tenant:
+    name = unique("tenant")
+    await stack.add_tenant(name, weight=weight)
+    for model in models:
+        await stack.add_model(name, model)
+    return Tenant(name, models)
+
+
+def ask(stack: Stack, tenant: Tenant, count: int, **options: Any) -> list[Any]:
+    """Calls of two words each, of four tokens in the tests' tokenizer."""
+    metadata = stack.metadata(tenant.name)
+    return [
+        stack.inference.Predict(request(tenant.models[0], "cat sat"), metadata=metadata, **options)
+        for _ in range(count)
+    ]
+
+
+async def test_a_flood_leaves_credit_and_the_next_tenants_item_is_sent_at_once(
+    stack: Stack,
+) -> None:
+    flood, quiet = await tenant_of(stack, "m"), await tenant_of(stack, "m")
+    executor = await stack.executor(window=120)
+    executor.gate.clear()
+    flooding = ask(stack, flood, 60)
+    await until(lambda: len(stack.app.router.queue) >= 30 and len(executor.submits) >= 15)
+    sent = sum(len(submit.token_ids) for submit in executor.submits)
+    assert 0.6 * 120 <= sent <= 2 / 3 * 120
+    asked = ask(stack, quiet, 3)
+    await until(lambda: [s.key.tenant for s in executor.submits].count(quiet.name) == 3)
+    executor.gate.set()
+    await asyncio.gather(*flooding, *asked)
+    assert executor.num_answered in (0, 63)
+
+
+async def test_weights_travel_with_items(stack: Stack) -> None:
+    heavy = await tenant_of(stack, "m", weight=2.5)
+    executor = await stack.executor()
+    await asyncio.gather(*ask(stack, heavy, 1))
+    assert executor.submits[0].weight == 2.5
+
+
+def has_hints(executor: FakeExecutor, count: int) -> bool:
+    return len(executor.hints) == count
+
+
+async def test_a_hint_is_given_again_after_its_items_expired(stack: Stack) -> None:
+    tenant = await tenant_of(stack, "running", "waiting")
+    executor = await stack.executor(window=5)
+    executor.gate.clear()
+    running = ask(stack, tenant, 1)
+    await until(lambda: len(executor.submits) == 1)
+    waiting = Tenant(tenant.name, ("waiting",))
+    for num_hints in (2, 3):  # the first was the running model's
+        await expect(grpc.StatusCode.DEADLINE_EXCEEDED, ask(stack, waiting, 1, timeout=0.3)[0])
+        await until(partial(has_hints, executor, num_hints))
+    executor.gate.set()
+    await asyncio.gather(*running)
+
+
+def link() -> Link:
+    link = Link("127.0.0.1:1", "", "gateway", cast(LinkEvents, SimpleNamespace()))
+    link.credit = link.window = 300
+    return link
+
+
+def item(tenant: str, cost: int, weight: float = 1.0) -> Item:
+    return cast(Item, SimpleNamespace(tenant=tenant, cost=cost, weight=weight))
+
+
+def fill(link: Link, *offers: tuple[str, float]) -> dict[str, int]:
+    """Tokens in flight by tenant once nobody may send more; tokens are offered in turns."""
+    taken = dict.fromkeys((tenant for tenant, _ in offers), 0)
+    max_weight = max(weight for _, weight in offers)
+    before = -1
+    while before != link.load:
+        before = link.load
+        for tenant, weight in offers:
+            if link.has_room(item(tenant, 1, weight), max_weight):
+                link.credit -= 1
+                link._add_load(item(tenant, 1, weight), 1)
+                taken[tenant] += 1
+    return taken
+
+
+@pytest.mark.parametrize("num_floods", [1, 2, 5])
+async def test_however_many_flood_credit_is_left_for_the_next(num_floods: int) -> None:
+    full = link()
+    fill(full, *((f"flood-{number}", 1.0) for number in range(num_floods)))
+    assert full.credit >= 300 // (1 + 2 * num_floods)
+    assert full.has_room(item("quiet", full.credit), 1.0)
+
+
+async def test_parts_follow_the_weights_of_those_who_wait() -> None:
+    heavy, light = ("heavy", 3.0), ("light", 1.0)
+    taken = fill(link(), heavy, heavy, heavy, light)  # offered as the fair queue would
+    assert taken["heavy"] == pytest.approx(3 * taken["light"], rel=0.1)
+    assert fill(link(), light) == {"light": 200}  # its weight matters beside others only
