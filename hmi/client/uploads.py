@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import itertools
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,19 @@ class UploadCalls(ModelCalls):
         name: str,
         directory: Path | str,
         *,
+        further_files: Sequence[Path] = (),
         progress: Progress | None = None,
         timeout: float | None = None,
     ) -> Base:
         """Register a Hugging Face checkpoint as a base (admin). Again, it changes nothing.
+
+        With `local_encoder.safetensors` and `root_keys.safetensors` among its files it is split.
+
+        Args:
+            name: 1 to 63 of a-z, 0-9 and '-', starting with a letter.
+            directory: Where its files lie.
+            further_files: Files of it that lie elsewhere.
+            progress: Called with (bytes sent, bytes in all).
 
         Raises:
             InvalidArgument: A file is missing (`field` names it), or the architecture is not
@@ -90,7 +99,7 @@ class UploadCalls(ModelCalls):
             AlreadyExists: Another base has that name.
             ResourceExhausted: It is too large.
         """
-        checkpoint = await asyncio.to_thread(Checkpoint.of, Path(directory))
+        checkpoint = await asyncio.to_thread(Checkpoint.of, Path(directory), further_files)
         files = [
             resources_pb2.BaseFile(name=f.path.name, sha256=f.sha256, size_bytes=f.size_bytes)
             for f in checkpoint.files
