@@ -66,6 +66,13 @@ class ByteBudget:
             self._beyond = None
         self._admit()
 
+    def _moved(self, holding: Holding) -> Holding:
+        other = Holding(self)
+        other.size_bytes, holding.size_bytes = holding.size_bytes, 0
+        if holding is self._beyond:
+            self._beyond = other
+        return other
+
     def _admit(self) -> None:
         """Give to those who wait, in their order, as far as the bytes go; then to one beyond."""
         while self._waiting:
@@ -89,6 +96,10 @@ class Holding:
     async def grow(self, size_bytes: int) -> None:
         """Hold more, waiting for others to give theirs back. One at a time."""
         await self._budget._take(self, size_bytes)
+
+    def hand_over(self) -> Holding:
+        """Let another hold these bytes instead, for work that goes on longer."""
+        return self._budget._moved(self)
 
     def release(self) -> None:
         """Give all back. A second time does nothing."""

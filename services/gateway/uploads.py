@@ -212,10 +212,11 @@ class VersionUploads:
                     raise InvalidArgument("chunk", "more bytes than header.size_bytes")
             is_whole = len(data) == header.size_bytes
         except asyncio.CancelledError:
-            self._keep_later(tenant, header, bytes(data))
+            self._kept(tenant, header, bytes(data), held.hand_over())
             raise
         if not is_whole:
-            await self._keep(tenant, header, bytes(data))
+            # Requests end before the call does when a caller goes away.
+            await asyncio.shield(self._kept(tenant, header, bytes(data), held.hand_over()))
             raise _truncated(len(data), header.size_bytes)
         return bytes(data)
 
@@ -248,11 +249,15 @@ class VersionUploads:
 
         await write_blob(self._stub, requests())
 
-    def _keep_later(self, tenant: str, header: model_pb2.UploadHeader, data: bytes) -> None:
-        """The caller is gone: keep what came without it."""
+    def _kept(
+        self, tenant: str, header: model_pb2.UploadHeader, data: bytes, held: Holding
+    ) -> asyncio.Task[None]:
+        """Keep what came, also if the caller is gone."""
         task = asyncio.create_task(self._keep(tenant, header, data))
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
+        task.add_done_callback(lambda _: held.release())
+        return task
 
     async def _keep(self, tenant: str, header: model_pb2.UploadHeader, data: bytes) -> None:
         """Let the store keep the beginning of a blob, for a resume."""

@@ -17,16 +17,16 @@ from hmi.admin.v1 import resources_pb2
 from hmi.admin.v1.model_pb2_grpc import ModelServiceStub
 from services.common.errors import DeadlineExceeded
 from services.gateway import bulk
-from services.gateway.budget import ByteBudget
+from services.gateway.budget import ByteBudget, Holding
 from services.gateway.bulk import BulkUpload
 from services.gateway.uploads import Checked
 from tests.gateway.blobs import lora_blob, sha256
 from tests.gateway.conftest import Stack, Store, open_stack, unique, until
 from tests.gateway.test_predict import expect
-from tests.gateway.test_uploads import bulk_parts, header, upload
+from tests.gateway.test_uploads import bulk_parts, header, held, upload
 
 IDLE_S = 1.5
-LARGEST = 256 << 10
+LARGEST = 64 << 10
 
 
 @pytest.fixture
@@ -78,6 +78,30 @@ async def test_idle_bulk_uploads_block_nobody_and_are_ended(stack: Stack, tenant
     assert [answer.version.digest for answer in answers] == [sha256(blob)]
     for call in idle:
         await expect(grpc.StatusCode.DEADLINE_EXCEEDED, call.read())
+
+
+async def test_what_a_gone_caller_sent_is_held_until_the_store_has_it(
+    stack: Stack, tenant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_bytes: list[int] = []
+    give_back = Holding.release
+
+    def release(holding: Holding) -> None:
+        held_bytes.append(holding.size_bytes)
+        give_back(holding)
+
+    monkeypatch.setattr(Holding, "release", release)
+    models: Any = ModelServiceStub(stack.channel)
+    blob = lora_blob(402)
+    half = len(blob) // 2
+    call = models.UploadVersion(metadata=stack.metadata(tenant))
+    await call.write(pb.UploadVersionRequest(header=header(blob)))
+    await call.write(pb.UploadVersionRequest(chunk=blob[:half]))
+    await asyncio.sleep(0.1)  # it arrives
+    call.cancel()
+    await until(lambda: half in held_bytes)
+    assert await held(stack, tenant, blob) == half
+    assert held_bytes == [0, half]
 
 
 async def test_many_whole_uploads_at_once_all_come_through(stack: Stack, tenant: str) -> None:
