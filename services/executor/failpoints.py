@@ -13,7 +13,15 @@ import os
 import random
 from collections.abc import Callable
 
-POINTS = ("after_submit", "before_forward", "after_forward", "before_event")
+_OF_ITEMS = ("after_submit", "before_forward", "after_forward", "before_event")
+_OF_WORK = (
+    "work_leased",
+    "rows_computed",
+    "segment_written",
+    "before_complete",
+    "after_complete",
+)
+POINTS = (*_OF_ITEMS, *_OF_WORK)
 EXIT_STATUS = 86
 
 Reach = Callable[[str, int], None]

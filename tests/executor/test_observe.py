@@ -54,7 +54,7 @@ def part(
         for n, (path, tenant, ids) in enumerate(rows)
     ]
     told = orders if orders is not None else [3] * sum(len(ids) for _, _, ids in rows)
-    retrieved = Retrieved(torch.empty(0), np.array(told, np.int8))
+    retrieved = Retrieved(torch.empty(0), torch.tensor(told, dtype=torch.uint8))
     return Part(loaded(base), made, retrieved)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from services.common.errors import HmiError, Internal, Unavailable
 from services.executor.engine.batching import Needs, Plan, Row
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Event, Item
-from services.executor.engine.tables import Retrieved
+from services.executor.engine.tables import Retrieved, Source
 from services.executor.models.segments import Segments
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,6 @@ class Engine:
     ) -> None:
         self._bases = bases
         self._observe = observe
-        self._reading = threading.Lock()
 
     def step(self, plan: Plan) -> list[Event]:
         """Run one batch; a final event for each row. A failure ends the culprit's items alone."""
@@ -80,8 +78,7 @@ class Engine:
         Raises:
             Exception: Whatever a table's reader raises.
         """
-        with self._reading:
-            return [self._read(part) for part in self._parts(plan)]
+        return [self._read(part) for part in self._parts(plan)]
 
     @torch.inference_mode()
     def launch(self, plan: Plan, retrieve: Callable[[], list[Part]] | None = None) -> InFlight:
@@ -143,7 +140,7 @@ class Engine:
         retrieved = part.base.split.tables.retrieve(
             _token_ids(part.items),
             [item.num_tokens for item in part.items],
-            [row.table for row in part.rows],
+            [Source(row.table, row.item.key.tenant) for row in part.rows],
         )
         return Part(part.base, part.rows, retrieved)
 

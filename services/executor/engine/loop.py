@@ -11,10 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from prometheus_client import Gauge, Histogram
 
 from services.common.errors import Unavailable
+from services.executor.engine.asides import Answer, Aside, Asides
 from services.executor.engine.batching import Batcher, Plan
 from services.executor.engine.engine import Engine, InFlight
 from services.executor.engine.items import Event, Item
@@ -72,6 +74,7 @@ class EngineLoop:
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._in_flight: deque[tuple[InFlight, float]] = deque()
+        self._asides = Asides()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -94,12 +97,25 @@ class EngineLoop:
         """Look again: an adapter came in or failed. Any thread."""
         self._inbox.put(_WAKE)
 
+    def run_aside(self, call: Callable[[], Answer]) -> Future[Answer]:
+        """Let something run on this thread, when no batch waits or seldom. Any thread.
+
+        Once this loop has stopped, what comes is never run.
+
+        Args:
+            call: Short: whatever comes while it runs waits for it.
+        """
+        aside = Aside(call)
+        self._inbox.put(aside)
+        return aside.future
+
     def _run(self) -> None:
         try:
             while self._receive():
                 plan = self._schedule()
                 self._forward(plan)
                 self._process(is_idle=plan is None)
+                self._asides.run_one(is_idle=plan is None and not self._in_flight)
             self._finish()
         except Exception:
             logger.critical("the engine failed", exc_info=True)
@@ -116,6 +132,8 @@ class EngineLoop:
             elif isinstance(message, list):
                 for item_id in message:
                     events += self._batcher.cancel(item_id)
+            elif isinstance(message, Aside):
+                self._asides.add(message)
         if messages:
             events += self._batcher.promote()
         self._tell(events + self._batcher.expire())
@@ -124,7 +142,7 @@ class EngineLoop:
     def _messages(self) -> list[object]:
         messages: list[object] = []
         try:
-            if not self._in_flight and not self._batcher.is_any_ready:
+            if not (self._in_flight or self._batcher.is_any_ready or self._asides):
                 messages.append(self._inbox.get(timeout=self._patience()))
             while True:
                 messages.append(self._inbox.get_nowait())
@@ -168,4 +186,5 @@ class EngineLoop:
     def _finish(self) -> None:
         while self._in_flight:
             self._process(is_idle=True)
+        self._asides.cancel()
         self._tell(self._batcher.drain(Unavailable("the executor is stopping")))

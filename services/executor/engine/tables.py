@@ -6,9 +6,10 @@ the tests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,17 +27,25 @@ class Table(Protocol):
         ...
 
 
+class Source(NamedTuple):
+    """What one row of a batch reads: its tables, and whose request it is."""
+
+    table: Table
+    tenant: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Retrieved:
     """What the tables gave for packed rows.
 
     Attributes:
         values: float16 `[tokens, slots, hidden]`, on the base's device.
-        orders: int8 `[tokens]`: tokens of the n-gram that answered, 0 where it was computed.
+        results: uint8 `[tokens]`, there too: tokens of the n-gram that answered, 0 where it was
+            computed.
     """
 
     values: Tensor
-    orders: NDArray[np.int8]
+    results: Tensor
 
 
 class Tables(Protocol):
@@ -63,12 +72,9 @@ class Tables(Protocol):
         ...
 
     def retrieve(
-        self, token_ids: NDArray[np.int64], lengths: Sequence[int], tables: Sequence[Table]
+        self, token_ids: NDArray[np.int64], lengths: Sequence[int], sources: Sequence[Source]
     ) -> Retrieved:
-        """The values of packed rows, int64 `[tokens]`, each row's n-grams in its own table.
-
-        One thread at a time.
-        """
+        """The values of packed rows, int64 `[tokens]`, each row's n-grams in its own tables."""
         ...
 
     def held_blobs(self) -> frozenset[str]:
@@ -98,6 +104,29 @@ class Merger(Protocol):
         ...
 
 
+class RowEncoder(Protocol):
+    """What makes tables' rows: a local encoder."""
+
+    @property
+    def form(self) -> str:
+        """`centre` or `sum`."""
+        ...
+
+    @property
+    def num_slots(self) -> int:
+        """Vectors a row holds."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers in a vector."""
+        ...
+
+    def rows(self, keys: Tensor) -> Tensor:
+        """float16 `[n, slots, hidden]` of n-grams int64 `[n]`; none depends on the others."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedSplit:
     """The local part of a split base.
@@ -105,9 +134,12 @@ class LoadedSplit:
     Attributes:
         layer: The first global layer, where its rows come in.
         unsplit_digest: Bases of one unsplit digest share encoder, adapters and heads.
+        load_encoder: Reads a local encoder's file to the device; blocks. InvalidArgument if it is
+            none of this base's.
     """
 
     layer: int
     unsplit_digest: str
     tables: Tables
     merger: Merger
+    load_encoder: Callable[[Path], RowEncoder]

@@ -50,7 +50,7 @@ class _Note:
 
     groups: Sequence[Group]
     token_ids: Sequence[IntArray]
-    orders: NDArray[np.int8]
+    results: NDArray[np.uint8]
 
 
 @dataclass(slots=True)
@@ -96,15 +96,15 @@ class Counter:
         """Leave a note of what a batch looked up. Cheap."""
         if part.retrieved is None:
             return
-        orders = part.retrieved.orders
-        for result, number in zip(_RESULTS, np.bincount(orders, minlength=4), strict=True):
+        results = part.retrieved.results.cpu().numpy()
+        for result, number in zip(_RESULTS, np.bincount(results, minlength=4), strict=True):
             lookups_total.labels(result).inc(int(number))
         groups = [Group(part.base.name, row.table.path, row.item.key.tenant) for row in part.rows]
-        note = _Note(groups, [item.token_ids for item in part.items], orders)
+        note = _Note(groups, [item.token_ids for item in part.items], results)
         with self._noting:
-            if self._num_waiting + len(orders) <= MAX_WAITING_TOKENS:
+            if self._num_waiting + len(results) <= MAX_WAITING_TOKENS:
                 self._notes.append(note)
-                self._num_waiting += len(orders)
+                self._num_waiting += len(results)
 
     def count(self) -> None:
         """Count what was noted. Takes its time: about a second for 2 M tokens."""
@@ -128,8 +128,8 @@ class Counter:
         lengths = np.fromiter(map(len, token_ids), np.int64, len(token_ids))
         numbers = {group: number for number, group in enumerate(dict.fromkeys(rows))}
         group_of = np.repeat([numbers[group] for group in rows], lengths)
-        orders = np.concatenate([note.orders for note in notes])
-        results = np.bincount(group_of * 4 + orders, minlength=4 * len(numbers)).reshape(-1, 4)
+        answers = np.concatenate([note.results for note in notes])
+        results = np.bincount(group_of * 4 + answers, minlength=4 * len(numbers)).reshape(-1, 4)
         counted = _count(group_of, ngrams.keys_of(np.concatenate(token_ids), lengths))
         for group, number in numbers.items():
             counts = self._counts.setdefault(group, Counts())
