@@ -14,6 +14,7 @@ import numpy as np
 
 from hmi.executor.v1 import executor_pb2 as pb
 from services.common.errors import FailedPrecondition, InvalidArgument
+from services.common.ids import check_sha256
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Item, ModelKey
 
@@ -38,7 +39,8 @@ class Admission:
 
         Raises:
             FailedPrecondition: Its base is not served here, or another tokenizer made its ids.
-            InvalidArgument: There are no ids, too many, or one out of range.
+            InvalidArgument: There are no ids, too many, or one out of range; or no tables are named
+                and the base is split, or the other way about.
         """
         key = key_from_pb(submit.key)
         base = self._bases.get(key.base_digest)
@@ -65,12 +67,22 @@ class Admission:
             )
         if not 0 <= submit.weight < math.inf:
             raise InvalidArgument("weight", "must be a positive number")
+        _check_table_version(submit.table_version, base)
         timeout_ms = submit.timeout_ms
         return Item(
             id=next(self._ids),
             key=key,
             token_ids=token_ids,
             num_first_segment_tokens=submit.num_first_segment_tokens,
+            entry_layer=0 if base.split is None else base.split.layer,
+            table_version=submit.table_version,
             deadline=time.monotonic() + timeout_ms / 1000 if timeout_ms else math.inf,
             weight=submit.weight or 1.0,
         )
+
+
+def _check_table_version(table_version: str, base: LoadedBase) -> None:
+    if base.split is not None:
+        check_sha256("table_version", table_version)
+    elif table_version:
+        raise InvalidArgument("table_version", "the base is not split: its items read no tables")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
+from services.executor.engine.asides import Answer
 from services.executor.engine.batching import Batcher, Limits
-from services.executor.engine.engine import Engine
+from services.executor.engine.engine import Engine, Observe
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Event, Item, ModelKey
 from services.executor.engine.loop import EngineLoop
@@ -40,6 +42,7 @@ class Dispatcher:
         max_in_flight: As in EngineLoop.
         reach: Failpoints.
         on_failure: Called on the event loop if the engine's thread ends by a defect.
+        observe: As in Engine.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Dispatcher:
         max_in_flight: int,
         reach: Reach,
         on_failure: Callable[[], None],
+        observe: Observe,
     ) -> None:
         self._bases = bases
         self._event_loop = asyncio.get_running_loop()
@@ -58,7 +62,7 @@ class Dispatcher:
         self._drained = asyncio.Event()
         self._drained.set()
         self._engine_loop = EngineLoop(
-            Engine(bases),
+            Engine(bases, observe),
             Batcher(bases, limits),
             self.deliver,
             max_in_flight=max_in_flight,
@@ -101,15 +105,19 @@ class Dispatcher:
         """Tell the engine that an adapter came in or failed. Any thread."""
         self._engine_loop.wake()
 
-    def prefetch(self, key: ModelKey) -> None:
-        """Begin to load an adapter; nothing if its base is not served here."""
+    def run_aside(self, call: Callable[[], Answer]) -> Future[Answer]:
+        """Let something short run on the engine's thread, see EngineLoop. Any thread."""
+        return self._engine_loop.run_aside(call)
+
+    def prefetch(self, key: ModelKey, table_version: str) -> None:
+        """Begin to load an adapter and tables; nothing if their base is not served here."""
         base = self._bases.get(key.base_digest)
         if base is not None:
-            base.adapters.prefetch(key)
+            base.prefetch(key, table_version)
 
-    def is_cold(self, key: ModelKey) -> bool:
-        """Whether an item of this model would have to wait for its adapter."""
-        return not self._bases[key.base_digest].adapters.is_ready(key)
+    def is_cold(self, item: Item) -> bool:
+        """Whether an item would have to wait for its adapter or its tables."""
+        return not self._bases[item.key.base_digest].is_ready(item.key, item.table_version)
 
     def is_used(self, base_digest: str) -> bool:
         """Whether an unanswered item is of this base. If not, the engine does not touch it."""

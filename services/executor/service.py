@@ -13,6 +13,7 @@ from services.executor.admission import Admission
 from services.executor.credit import CreditPool
 from services.executor.dispatch import Dispatcher
 from services.executor.engine.batching import Limits
+from services.executor.engine.engine import Observe
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import ModelKey
 from services.executor.failpoints import Reach, off
@@ -48,9 +49,15 @@ class Executor:
     Args:
         options: How it runs.
         on_failure: Called if the engine ends by a defect: the process must be replaced.
+        observe: As in Engine.
     """
 
-    def __init__(self, options: Options, on_failure: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        on_failure: Callable[[], None] = lambda: None,
+        observe: Observe = lambda _part: None,
+    ) -> None:
         window = int(options.credit_batches * options.limits.max_tokens)
         self.bases: dict[str, LoadedBase] = {}
         self._options = options
@@ -62,6 +69,7 @@ class Executor:
             max_in_flight=options.max_in_flight,
             reach=options.reach,
             on_failure=on_failure,
+            observe=observe,
         )
         self.servicer = ExecutorServicer(options.executor_id, self._open_session, self._snapshot)
 
@@ -86,7 +94,7 @@ class Executor:
         if self.dispatcher.is_used(digest):
             return False
         base = self.bases.pop(digest)
-        await asyncio.to_thread(base.adapters.close)
+        await asyncio.to_thread(base.close)
         return True
 
     def pin(self, keys: frozenset[ModelKey]) -> None:
@@ -102,8 +110,8 @@ class Executor:
 
     @property
     def held_blobs(self) -> frozenset[str]:
-        """Digests of the versions held in any tier."""
-        return frozenset().union(*(base.adapters.held_digests() for base in self.bases.values()))
+        """Digests of the versions and tables held in any tier."""
+        return frozenset().union(*(base.held_blobs() for base in self.bases.values()))
 
     async def stop(self) -> None:
         """Refuse new items, answer what is here, then end streams and the engine."""
@@ -112,7 +120,7 @@ class Executor:
         await self.dispatcher.drain(self._options.drain_s)
         await self.dispatcher.stop()
         for base in self.bases.values():
-            await asyncio.to_thread(base.adapters.close)
+            await asyncio.to_thread(base.close)
         await asyncio.sleep(0)  # lets the engine's last events reach their streams
         self.servicer.end()
 

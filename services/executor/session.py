@@ -151,7 +151,7 @@ class Session:
         elif kind == "submit":
             self._submit(command.submit, started)
         elif kind == "hint":
-            self._dispatcher.prefetch(key_from_pb(command.hint.key))
+            self._dispatcher.prefetch(key_from_pb(command.hint.key), command.hint.table_version)
         elif kind == "cancel":
             self._cancel(command.cancel.item_id, started)
 
@@ -169,7 +169,7 @@ class Session:
             self._unsent.append((submit.item_id, error))
             return
         self._items[submit.item_id] = item
-        if self._dispatcher.is_cold(item.key):
+        if self._dispatcher.is_cold(item):
             self._credit.park(item.id, num_tokens)
         started.append((submit.item_id, item))
 

@@ -169,6 +169,17 @@ class LoadedBase:
         has_tables = self.split is None or self.split.tables.is_ready(table_version)
         return has_tables and self.adapters.is_ready(key)
 
+    def held_blobs(self) -> frozenset[str]:
+        """Versions, manifests, segments and encoders in any tier, or on their way in."""
+        held = self.adapters.held_digests()
+        return held if self.split is None else held | self.split.tables.held_blobs()
+
+    def close(self) -> None:
+        """Stop loading for it. May block."""
+        self.adapters.close()
+        if self.split is not None:
+            self.split.tables.close()
+
     def acquire(self, key: ModelKey, table_version: str) -> Pinned | None:
         """Pin what an item needs until `release`; None while any of it is being loaded.
 
