@@ -23,7 +23,7 @@ from services.executor.models.checkpoint import open_checkpoint
 from services.executor.models.segments import Segments
 from services.executor.models.weights import EncoderWeights, load_weights
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.GELU: F.gelu,
     Activation.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
     Activation.RELU: F.relu,
@@ -63,7 +63,7 @@ class Encoder:
         self.weights = weights
         self.dtype = weights.embeddings.words.dtype
         self.device = weights.embeddings.words.device
-        self._activation = _ACTIVATIONS[config.activation]
+        self._activation = ACTIVATIONS[config.activation]
 
     @property
     def has_pooler(self) -> bool:

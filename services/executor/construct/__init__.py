@@ -1,0 +1,1 @@
+"""Makes split bases: local encoders distilled from a base, and adapted to a domain."""

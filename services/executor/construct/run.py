@@ -1,0 +1,217 @@
+"""`hmi distill` and stage 2 as functions: options in, files and a report out.
+
+Knows the order of steps and the files of a run; does not know how learning works.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from hmi.admin.v1.resources_pb2 import BaseFile
+from services.common import ngrams
+from services.common.bases import base_digest
+from services.common.errors import InvalidArgument
+from services.common.local_encoder_format import FILE_NAME, Form
+from services.common.ngram_counts import NgramCounter, NgramCounts
+from services.executor.construct.distill import Outcome, Schedule, State, distill
+from services.executor.construct.local_file import read_local, save_local
+from services.executor.construct.student import Student, start
+from services.executor.construct.texts import Pieces, Tokens, tokenize
+from services.executor.device import pick_device, pick_dtype
+from services.executor.models.encoder import Encoder, load_base
+
+ROOT_KEYS = "root_keys.safetensors"
+REPORT = "report.json"
+_HELD_OUT = 256
+_BASE_FILES = (
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DistillOptions:
+    """What to learn from what.
+
+    Attributes:
+        base_dir: The unsplit checkpoint.
+        split: Layers below this one become local: 1 to the base's number of layers.
+        corpus: UTF-8 files, one paragraph a line, an empty line between documents.
+        out: Directory for the results; a run that broke off there goes on.
+        form: What a table's value holds.
+        max_root_entries: Bigrams and trigrams in the root's key list.
+        parent: A local encoder to adapt to the corpus (stage 2); None learns from the base.
+        device: auto, cpu or cuda.
+    """
+
+    base_dir: Path
+    split: int
+    corpus: tuple[Path, ...]
+    out: Path
+    schedule: Schedule
+    form: Form = Form.CENTRE
+    max_root_entries: int = 280_000
+    parent: Path | None = None
+    device: str = "auto"
+
+
+class Progress:
+    """What a run tells whoever watches; this one keeps it to itself."""
+
+    def reading(self, num_bytes: int, num_total: int) -> None:
+        """Bytes of the corpus tokenized so far, and in all."""
+
+    def learning(self, state: State, num_tokens: int) -> None:
+        """Where learning is, and how many tokens there are to learn from."""
+
+
+_QUIET = Progress()
+
+
+def run(options: DistillOptions, progress: Progress = _QUIET) -> dict[str, Any]:
+    """Distil (or adapt) a local encoder; the report, as `out`/report.json holds it.
+
+    Raises:
+        InvalidArgument: An option, a file of the corpus, or the base.
+        FailedPrecondition: The base's directory holds no weights.
+    """
+    device = pick_device(options.device)
+    base = load_base(options.base_dir, dtype=pick_dtype("auto", device), device=device)
+    _check(options, base)
+    options.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(options.base_dir)
+    tokens = _read(options, tokenizer, progress)
+    schedule = options.schedule
+    pieces = Pieces.cut(tokens, base.config.max_tokens - 2, schedule.seed)
+    learnt, held_out = pieces.split(min(_HELD_OUT, len(pieces) // 5 + 1), schedule.seed)
+    student = _student(options, base)
+    outcome = distill(
+        student,
+        _special_tokens(tokenizer),
+        learnt,
+        held_out,
+        schedule,
+        directory=options.out,
+        on_step=lambda state: progress.learning(state, schedule.num_tokens),
+    )
+    save_local(
+        options.out / FILE_NAME,
+        student.tensors,
+        split=options.split,
+        form=options.form,
+        unsplit_digest=unsplit_digest(options.base_dir),
+    )
+    if options.parent is None:
+        counts = root_keys(tokens, options, base.config.vocab_size)
+        _replace(options.out / ROOT_KEYS, counts.to_bytes())
+    report = _report(options, tokens, outcome)
+    _replace(options.out / REPORT, json.dumps(report, indent=1).encode())
+    return report
+
+
+def unsplit_digest(directory: Path) -> str:
+    """The digest that a checkpoint's directory has as a base of its own."""
+    files = [directory / name for name in _BASE_FILES if (directory / name).is_file()]
+    return base_digest(
+        BaseFile(name=file.name, sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in files
+    )
+
+
+def root_keys(tokens: Tokens, options: DistillOptions, vocab_size: int) -> NgramCounts:
+    """Every unigram, and the corpus's most frequent longer n-grams; ties are broken by key."""
+    counter = NgramCounter()
+    for start_at in range(0, len(tokens.documents) - 1, 4096):
+        bounds = tokens.documents[start_at : start_at + 4097]
+        counter.add(tokens.ids[bounds[0] : bounds[-1]], np.diff(bounds))
+    digest = hashlib.sha256((options.base_dir / "tokenizer.json").read_bytes()).hexdigest()
+    counts = counter.counts(digest)
+    is_long = ngrams.order_of(counts.keys) > 1
+    order = np.lexsort((counts.keys[is_long], -counts.counts[is_long]))
+    order = order[: options.max_root_entries]
+    every = ngrams.pack(0, np.arange(1, vocab_size + 1), 0)
+    keys = np.union1d(every, counts.keys[is_long][order])
+    found = np.searchsorted(counts.keys, keys).clip(max=len(counts.keys) - 1)
+    is_counted = counts.keys[found] == keys
+    return NgramCounts(
+        keys, np.where(is_counted, counts.counts[found], 0), counts.num_tokens, digest
+    )
+
+
+def _student(options: DistillOptions, base: Encoder) -> Student:
+    if options.parent is None:
+        return Student(base, start(base, options.split), options.form)
+    tensors, _ = read_local(options.parent)
+    wide = {name: tensor.float() for name, tensor in tensors.items()}
+    return Student(base, wide, options.form, is_adapting=True)
+
+
+def _check(options: DistillOptions, base: Encoder) -> None:
+    if not 1 <= options.split < base.config.num_layers:
+        raise InvalidArgument("split", f"must be 1 to {base.config.num_layers - 1} for this base")
+    if not options.corpus:
+        raise InvalidArgument("corpus", "name at least one text file")
+    for file in options.corpus:
+        if not file.is_file():
+            raise InvalidArgument("corpus", f"{file} is no file")
+
+
+def _read(options: DistillOptions, tokenizer: Tokenizer, progress: Progress) -> Tokens:
+    total = sum(file.stat().st_size for file in options.corpus)
+    done = 0
+
+    def on_bytes(num: int) -> None:
+        nonlocal done
+        done += num
+        progress.reading(done, total)
+
+    return tokenize(options.corpus, tokenizer, options.out / "tokens", on_bytes)
+
+
+def _tokenizer(directory: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _special_tokens(tokenizer: Tokenizer) -> tuple[int, int]:
+    """What the tokenizer puts before and after a text."""
+    ids = tokenizer.encode("a").ids
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    if len(ids) != len(bare) + 2 or ids[1:-1] != bare:
+        raise InvalidArgument("base_dir", "its tokenizer must put one token before and after")
+    return ids[0], ids[-1]
+
+
+def _report(options: DistillOptions, tokens: Tokens, outcome: Outcome) -> dict[str, Any]:
+    state = outcome.state
+    return {
+        "split": options.split,
+        "form": options.form.value,
+        "schedule": asdict(options.schedule),
+        "corpus_tokens": tokens.num_tokens,
+        "learnt_tokens": state.num_tokens,
+        "steps": state.step,
+        "seconds": round(state.seconds, 1),
+        "threads": torch.get_num_threads(),
+        "fidelity": {name: asdict(value) for name, value in outcome.fidelity.items()},
+    }
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
