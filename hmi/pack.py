@@ -118,6 +118,13 @@ def base_of(directory: Path) -> str | None:
     return base if isinstance(base, str) else None
 
 
+def domain_of(directory: Path) -> str | None:
+    """The path of the domain whose tables a directory was trained on, if it says so."""
+    notes = _json_file(directory / "hmi.json") or {}
+    domain = notes.get("domain")
+    return domain if isinstance(domain, str) else None
+
+
 def trained_base_of(directory: Path) -> str | None:
     """What the adapter itself names as its base (a name or a path); None if it says nothing."""
     config = _json_file(directory / "adapter_config.json") or {}

@@ -14,21 +14,23 @@ import fcntl
 import os
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from hmi.bases import minilm_directory
-from hmi.client import Base, Client
+from hmi.bases import hminilm_files, minilm_directory
+from hmi.client import Base, Client, RetryPolicy
 from hmi.errors import HmiError, NotFound, Unauthenticated
 from hmi.readiness import Readiness
 from hmi.supervisor import Child, ChildSpec, StackError
 
 HOST = "127.0.0.1"
 DEFAULT_BASE = "minilm"
+SPLIT_BASE = "hminilm"
 
 _START_S = 120.0
 _GRACE_S = 10.0
@@ -70,6 +72,7 @@ class LocalStack:
         self._on_event = on_event
         self._children: dict[str, Child] = {}
         self._undo = ExitStack()
+        self._is_stopping = False
 
     @property
     def address(self) -> str:
@@ -113,12 +116,14 @@ class LocalStack:
         waiting = Readiness(deadline, self._check_children)
         waiting.for_executor(self.knowledge_address, self.service_token, base.digest)
         waiting.for_gateway(self.address)
+        self._start_split_base()
         address_file = self.data_dir / "address"
         address_file.write_text(self.address + "\n")
         self._undo.callback(address_file.unlink, missing_ok=True)
 
     def stop(self) -> None:
         """End the processes, those that are called last, so that calls under way can finish."""
+        self._is_stopping = True
         for name in ("gateway", "executor", "knowledge_store"):
             if name in self._children:
                 self._children[name].stop(_GRACE_S)
@@ -126,6 +131,7 @@ class LocalStack:
 
     def kill(self) -> None:
         """End the processes at once; what was acknowledged is safe all the same."""
+        self._is_stopping = True
         for child in self._children.values():
             child.stop(0.0)
         self._undo.close()
@@ -237,6 +243,26 @@ class LocalStack:
                 return client.add_base(DEFAULT_BASE, minilm_directory(), timeout=_START_S)
             except HmiError as error:
                 raise StackError(f"cannot register base {DEFAULT_BASE}: {error}") from error
+
+    def _start_split_base(self) -> None:
+        """Register the split MiniLM, if it comes with this installation, while others are served.
+
+        Nobody waits for it: its tables take time to fill in any case.
+        """
+        files = hminilm_files()
+        if files:
+            threading.Thread(target=self._register_split_base, args=(files,), daemon=True).start()
+
+    def _register_split_base(self, files: Sequence[Path]) -> None:
+        never = RetryPolicy(max_attempts=1)  # a stack that is stopping must not be waited for
+        with Client(self.address, key=self.admin_key, retry=never) as client:
+            try:
+                client.add_base(
+                    SPLIT_BASE, minilm_directory(), further_files=files, timeout=_START_S
+                )
+            except HmiError as error:
+                if not self._is_stopping:
+                    self._on_event(f"base {SPLIT_BASE} is not registered: {error}")
 
     def _check_children(self) -> None:
         for child in self._children.values():

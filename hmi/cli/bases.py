@@ -9,6 +9,12 @@ import typer
 
 from hmi.cli.output import note, print_json, print_table, upload_bar
 from hmi.cli.session import Session, command, is_quiet
+from hmi.client import Base
+
+_DIRECTORY = (
+    "A Hugging Face checkpoint; with local_encoder.safetensors and root_keys.safetensors in it, "
+    "its lower layers are looked up."
+)
 
 app = typer.Typer(help="Bases.", rich_markup_mode=None)
 
@@ -19,7 +25,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME")]
 def add(
     session: Session,
     name: Name,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face checkpoint.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help=_DIRECTORY)],
 ) -> None:
     """Register a checkpoint as a base (admin)."""
     with session.client() as client, upload_bar(name, is_quiet=is_quiet(session)) as progress:
@@ -27,7 +33,7 @@ def add(
     if session.as_json:
         print_json(base)
     else:
-        note(f"base {name} added: {base.architecture}, {base.num_layers} layers")
+        note(f"base {name} added: {base.architecture}, {base.num_layers} layers{_split(base)}")
 
 
 @command(app, "list")
@@ -39,9 +45,17 @@ def list_(session: Session) -> None:
         print_json(bases)
         return
     print_table(
-        ("base", "architecture", "layers", "hidden", "max tokens", "digest"),
+        ("base", "architecture", "layers", "looked up", "hidden", "max tokens", "digest"),
         (
-            (b.name, b.architecture, b.num_layers, b.hidden_size, b.max_tokens, b.digest[:12])
+            (
+                b.name,
+                b.architecture,
+                b.num_layers,
+                b.split.layer if b.split else None,
+                b.hidden_size,
+                b.max_tokens,
+                b.digest[:12],
+            )
             for b in bases
         ),
     )
@@ -56,3 +70,7 @@ def delete(session: Session, name: Name) -> None:
         print_json({"deleted": name})
     else:
         note(f"base {name} deleted")
+
+
+def _split(base: Base) -> str:
+    return f", those below {base.split.layer} looked up" if base.split else ""

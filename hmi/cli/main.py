@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import hmi
-from hmi.cli import bases, keys, models, predict, tenants, train, up
+from hmi.cli import bases, domains, keys, models, predict, tenants, train, up
 from hmi.cli.session import command
 from hmi.errors import HmiError
 from hmi.supervisor import StackError
@@ -28,11 +28,13 @@ app.add_typer(tenants.app, name="tenants")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(bases.app, name="bases")
+app.add_typer(domains.app, name="domains")
 app.command("up")(up.up)
 app.command("train")(train.train)
 command(app, "predict")(predict.predict)
 
-_GROUPS = ("tenants", "keys", "models", "bases")
+_GROUPS = ("tenants", "keys", "models", "bases", "domains")
+_LISTS = ("--corpus",)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -58,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         if not arguments or (len(arguments) == 1 and arguments[0] in _GROUPS):
             arguments = [*arguments, "--help"]
-        status = app(list(arguments), prog_name="hmi", standalone_mode=False)
+        status = app(spread(arguments), prog_name="hmi", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except HmiError as error:
         return _fail(error.message, 1)
@@ -77,6 +79,21 @@ def run(arguments: Sequence[str]) -> int:
         if format_message is None:
             raise
         return _fail(format_message(), getattr(error, "exit_code", 2))
+
+
+def spread(arguments: Sequence[str]) -> list[str]:
+    """`--corpus A B` as `--corpus A --corpus B`: such options take all values up to the next one,
+    as a shell's `--corpus *.txt` gives them.
+    """
+    spread: list[str] = []
+    option = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument in _LISTS else ""
+        elif option and spread[-1] != option:
+            spread.append(option)
+        spread.append(argument)
+    return spread
 
 
 def main() -> None:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from hmi.cli.domain_options import ROOT, inner
 from hmi.cli.output import note, print_json, print_table, traffic, upload_bar
 from hmi.cli.session import MAX_UINT32, Session, command, is_quiet
 from hmi.client import Model, PackOptions, Task, Version
 from hmi.errors import InvalidArgument
-from hmi.pack import base_of, trained_base_of
+from hmi.pack import base_of, domain_of, trained_base_of
 from hmi.stack import DEFAULT_BASE
 
 app = typer.Typer(help="A tenant's models.", rich_markup_mode=None)
@@ -34,6 +35,12 @@ def push(
     base: Annotated[
         str | None, typer.Option(help="Its base; by default the one DIR names, or minilm.")
     ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="Domain whose tables it reads (split bases); / is the root.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Read the domain's latest tables, not today's.")
+    ] = False,
     no_activate: Annotated[
         bool, typer.Option("--no-activate", help="Leave the traffic as it is.")
     ] = False,
@@ -60,6 +67,8 @@ def push(
             name,
             directory,
             base=target,
+            domain=inner(domain or domain_of(directory) or ROOT),
+            follow=follow,
             activate=not no_activate,
             options=options,
             progress=progress,

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -90,6 +98,31 @@ def upload_bar(title: str, *, is_quiet: bool) -> Iterator[OnProgress]:
     with bar:
         task = bar.add_task(title, total=None)
         yield lambda num_sent, num_bytes: bar.update(task, completed=num_sent, total=num_bytes)
+
+
+@contextmanager
+def waiting(title: str, *, is_quiet: bool) -> Iterator[None]:
+    """A line on stderr that moves while something is waited for, with the seconds that took."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=is_quiet,
+    )
+    with bar:
+        bar.add_task(title, total=None)
+        yield
+
+
+def size(num_bytes: float) -> str:
+    """Bytes as people read them, such as `12.3 MiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(num_bytes) < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} GiB"
 
 
 def _cell(value: object) -> str:

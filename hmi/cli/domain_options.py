@@ -1,0 +1,87 @@
+"""The options of `hmi domains …`, and what they mean.
+
+Knows texts a user types; does not know any command.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hmi.client import MissPolicy
+from hmi.errors import InvalidArgument
+
+ROOT = "/"
+"""How a command line names a tree's root, whose path is empty."""
+
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+Path_ = Annotated[
+    str, typer.Argument(metavar="PATH", help=f"Such as news/sport; {ROOT} is the root.")
+]
+Everything = Annotated[
+    str, typer.Argument(metavar="PATH", help="This node and those below it; all by default.")
+]
+BaseName = Annotated[
+    str | None, typer.Option(help="Name of a split base; needed if there are several.")
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Share of counted n-grams to cover; 0 is the default, 0.5."),
+]
+Budget = Annotated[
+    str | None, typer.Option(metavar="BYTES", help="For its own rows, such as 64M; 0: default.")
+]
+Policy = Annotated[
+    str | None, typer.Option(help="What stands for a miss: backoff (default) or compute.")
+]
+HalfLife = Annotated[
+    int | None, typer.Option(min=0, help="Tokens after which a count weighs half; 0: default.")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until tables are made.")]
+Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for tables.")]
+
+
+def inner(path: str) -> str:
+    """The path as it is known inside, where the root's is empty."""
+    return "" if path == ROOT else path
+
+
+def is_within(path: str, top: str) -> bool:
+    """Whether a node is `top` or below it."""
+    return not top or path == top or path.startswith(f"{top}/")
+
+
+def as_policy(value: str | None) -> MissPolicy | None:
+    """--policy.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    if value is None:
+        return None
+    if value not in ("backoff", "compute"):
+        raise InvalidArgument("--policy is backoff or compute", field="policy")
+    return MissPolicy(value)
+
+
+def as_bytes(value: str | None) -> int | None:
+    """--budget, in bytes.
+
+    Raises:
+        InvalidArgument: It is no size.
+    """
+    if value is None:
+        return None
+    number, unit = value.strip().lower().removesuffix("b").removesuffix("i"), 1
+    if number[-1:] in _UNITS:
+        number, unit = number[:-1], _UNITS[number[-1]]
+    if not number.isdecimal():
+        raise InvalidArgument(f"--budget {value!r} is no size such as 64M", field="budget")
+    return int(number) * unit
+
+
+def named(path: str) -> str:
+    """A path as a command line has it."""
+    return path or ROOT

@@ -1,0 +1,275 @@
+"""`hmi domains …`: the trees of tables of split bases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmi.cli.domain_counts import counted
+from hmi.cli.domain_options import (
+    ROOT,
+    Alpha,
+    BaseName,
+    Budget,
+    Everything,
+    HalfLife,
+    NoWait,
+    Path_,
+    Policy,
+    Timeout,
+    as_bytes,
+    as_policy,
+    inner,
+    is_within,
+    named,
+)
+from hmi.cli.domain_svg import tree_svg
+from hmi.cli.domain_views import changes_table, stats_table, tree_as_json, tree_table
+from hmi.cli.output import note, print_json, upload_bar, waiting
+from hmi.cli.session import Session, command, is_quiet
+from hmi.client import Base, Client, Domain, MissPolicy
+from hmi.corpus import check_files
+from hmi.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound
+
+app = typer.Typer(help="Domains: trees of lookup tables.", rich_markup_mode=None)
+
+_DEFAULT_SPLIT_BASE = "hminilm"
+_POLL_S = 0.5
+
+
+@command(app, "create")
+def create(
+    session: Session,
+    path: Path_,
+    base: BaseName = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE...", help="UTF-8 text, a text a line, to take n-grams from."),
+    ] = None,
+    base_dir: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Where the base's tokenizer.json lies."),
+    ] = None,
+    alpha: Alpha = None,
+    budget: Budget = None,
+    policy: Policy = None,
+    half_life: HalfLife = None,
+    no_wait: NoWait = False,
+    timeout: Timeout = 600.0,
+) -> None:
+    """Add a domain below its path's prefix, and fill its table from a corpus.
+
+    With --tenant, or a tenant's key, only that tenant sees it; otherwise everyone does.
+    """
+    files = corpus or []
+    check_files(files)
+    miss_policy, byte_budget = as_policy(policy), as_bytes(budget)
+    with session.client() as client:
+        of = _split_base(client, base)
+        _check_free(client, of.name, path)
+        counts = counted(session, of, files, base_dir) if files else None
+        with upload_bar(path, is_quiet=is_quiet(session)) as progress:
+            domain = client.create_domain(
+                of.name,
+                path,
+                counts=counts,
+                miss_policy=miss_policy or MissPolicy.UNSPECIFIED,
+                alpha=alpha or 0.0,
+                byte_budget=byte_budget or 0,
+                half_life_tokens=half_life or 0,
+                progress=progress,
+            )
+        if not no_wait:
+            domain = _wait_for_table(session, client, domain, timeout)
+    _changed(session, domain)
+
+
+@command(app, "tree")
+def tree(
+    session: Session,
+    base: BaseName = None,
+    svg: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Draw it into a file.")
+    ] = None,
+) -> None:
+    """Show a base's tree: rows, bytes, and how lookups were answered."""
+    with session.client() as client:
+        name = _split_base(client, base).name
+        nodes = client.list_domains(name)
+    if svg is not None:
+        svg.write_text(tree_svg(name, nodes), encoding="utf-8")
+        note(f"{svg} written")
+    if session.as_json:
+        print_json(tree_as_json(name, nodes))
+    elif svg is None:
+        tree_table(nodes)
+
+
+@command(app, "stats")
+def stats(session: Session, path: Everything = ROOT, base: BaseName = None) -> None:
+    """Show what each domain holds, and what its models take beside it."""
+    with session.client() as client:
+        name = _split_base(client, base).name
+        nodes = client.list_domains(name)
+    top = inner(path)
+    chosen = [one for one in nodes if is_within(one.domain.path, top)]
+    if not chosen:
+        raise NotFound(f"base '{name}' has no domain '{path}': see `hmi domains tree`")
+    if session.as_json:
+        print_json(chosen)
+    else:
+        stats_table(chosen)
+
+
+@command(app, "update")
+def update(
+    session: Session,
+    path: Everything = ROOT,
+    base: BaseName = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")
+    ] = False,
+    no_wait: NoWait = False,
+    timeout: Timeout = 600.0,
+) -> None:
+    """Make new tables from what was counted (admin), after showing what changes."""
+    with session.client() as client:
+        name = _split_base(client, base).name
+        planned = client.update_domains(name, inner(path), dry_run=True)
+        if not session.as_json:
+            changes_table(planned.changes)
+        begun = planned
+        if planned.changes and not dry_run:
+            begun = client.update_domains(name, inner(path))
+            if begun.update_id and not no_wait:
+                _wait_for_update(session, client, name, timeout)
+    if session.as_json:
+        print_json(begun)
+    elif begun.update_id:
+        note(f"update {begun.update_id} of {name} {'begun' if no_wait else 'done'}")
+
+
+@command(app, "rollback")
+def rollback(session: Session, path: Path_, base: BaseName = None) -> None:
+    """Return a domain to the rows it had before its last change."""
+    with session.client() as client:
+        _changed(session, client.roll_back_domain(_split_base(client, base).name, inner(path)))
+
+
+@command(app, "set")
+def set_(
+    session: Session,
+    path: Path_,
+    base: BaseName = None,
+    alpha: Alpha = None,
+    budget: Budget = None,
+    policy: Policy = None,
+    half_life: HalfLife = None,
+    freeze: Annotated[
+        bool | None,
+        typer.Option("--freeze/--no-freeze", help="Whether scheduled updates pass it by."),
+    ] = None,
+) -> None:
+    """Change a domain; what is not given stays."""
+    miss_policy, byte_budget = as_policy(policy), as_bytes(budget)
+    with session.client() as client:
+        domain = client.set_domain(
+            _split_base(client, base).name,
+            inner(path),
+            miss_policy=miss_policy,
+            alpha=alpha,
+            byte_budget=byte_budget,
+            half_life_tokens=half_life,
+            is_frozen=freeze,
+        )
+    _changed(session, domain)
+
+
+@command(app, "delete")
+def delete(session: Session, path: Path_, base: BaseName = None) -> None:
+    """Delete a domain that has no children and no models."""
+    with session.client() as client:
+        name = _split_base(client, base).name
+        client.delete_domain(name, inner(path))
+    if session.as_json:
+        print_json({"deleted": path, "base": name})
+    else:
+        note(f"domain {path} of {name} deleted")
+
+
+def _split_base(client: Client, name: str | None) -> Base:
+    """The base named, or the one that can be meant."""
+    if name is not None:
+        base = client.get_base(name)
+        if base.split is None:
+            raise InvalidArgument(f"base {name} is not split: it has no domains", field="base")
+        return base
+    split = {base.name: base for base in client.list_bases() if base.split is not None}
+    if _DEFAULT_SPLIT_BASE in split:
+        return split[_DEFAULT_SPLIT_BASE]
+    if len(split) == 1:
+        return next(iter(split.values()))
+    known = ", ".join(split) or "there is none"
+    raise InvalidArgument(f"--base is needed: name a split base ({known})", field="base")
+
+
+def _check_free(client: Client, base: str, path: str) -> None:
+    """Said before a corpus is counted for minutes: a parent that is missing, a path that is not."""
+    parent = path.rpartition("/")[0]
+    client.get_domain(base, parent)
+    try:
+        client.get_domain(base, path)
+    except NotFound:
+        return
+    raise AlreadyExists(
+        f"base '{base}' has a domain '{path}' already: `hmi domains update` fills it"
+    )
+
+
+def _wait_for_table(session: Session, client: Client, domain: Domain, timeout: float) -> Domain:
+    with _patience(session, f"making the table of {domain.path}", timeout) as pause:
+        while domain.is_updating or not domain.table_version:
+            pause()
+            domain = client.get_domain(domain.base, domain.path)
+    return domain
+
+
+def _wait_for_update(session: Session, client: Client, base: str, timeout: float) -> None:
+    with _patience(session, f"updating {base}", timeout) as pause:
+        while any(one.domain.is_updating for one in client.list_domains(base)):
+            pause()
+
+
+@contextmanager
+def _patience(session: Session, title: str, timeout: float) -> Iterator[Callable[[], None]]:
+    """A pause between two looks, as long as there is time.
+
+    Raises:
+        DeadlineExceeded: There is none left; what was begun goes on.
+    """
+    end = time.monotonic() + timeout
+
+    def pause() -> None:
+        if time.monotonic() > end:
+            raise DeadlineExceeded(
+                f"{title}: not done after {timeout:g} s; it goes on by itself, see "
+                "`hmi domains tree`, and whether an executor runs"
+            )
+        time.sleep(_POLL_S)
+
+    with waiting(title, is_quiet=is_quiet(session)):
+        yield pause
+
+
+def _changed(session: Session, domain: Domain) -> None:
+    if session.as_json:
+        print_json(domain)
+        return
+    seen = f", only {domain.tenant} sees it" if domain.tenant else ""
+    table = f"table {domain.table_version[:12]}" if domain.table_version else "no table yet"
+    note(f"domain {named(domain.path)} of {domain.base}: {table}{seen}")
