@@ -23,7 +23,9 @@ from services.executor.construct.student import MERGE, drop_outer
 from services.executor.construct.texts import Pieces, Tokens
 from tests import tiny
 
-SCHEDULE = Schedule(num_tokens=6000, batch_tokens=256, learning_rate=2e-3, seed=3)
+SCHEDULE = Schedule(
+    num_tokens=6000, batch_tokens=256, learning_rate=2e-3, warm_up_tokens=1000, seed=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_learning_brings_the_student_closer_to_its_base(finished: DistillOptions
     before = run(untaught)["fidelity"]
     after = json.loads((finished.out / "report.json").read_text())["fidelity"]
     for view in ("trigram", "bigram", "unigram"):
-        assert np.mean(after[view]["errors"]) < 0.95 * np.mean(before[view]["errors"])
+        assert np.mean(after[view]["errors"]) < 0.9 * np.mean(before[view]["errors"])
 
 
 def test_what_is_written_is_admissible_and_bound_to_its_base(finished: DistillOptions) -> None:

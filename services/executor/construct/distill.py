@@ -25,7 +25,6 @@ CHECKPOINT = "checkpoint.pt"
 STEADY_CHECKPOINT = "checkpoint-steady.pt"  # as the learning rate began to fall
 _WEIGHT_DECAY = 0.01
 _MAX_GRADIENT_NORM = 1.0
-_WARM_UP_TOKENS = 400_000
 _FALL = 0.2  # of the tokens, at the end
 _CHECKPOINT_S = 120.0
 
@@ -37,14 +36,16 @@ class Schedule:
     Attributes:
         num_tokens: To learn from, counted with repeats; the last batch may go over.
         batch_tokens: A step's.
-        learning_rate: The highest; it rises over the first 400,000 tokens, stands, and falls to 0
-            over the last fifth, each linearly.
+        learning_rate: The highest; it rises over the warm-up, stands, and falls to 0 over the
+            last fifth, each linearly.
+        warm_up_tokens: The warm-up's.
         seed: Of everything random.
     """
 
     num_tokens: int
     batch_tokens: int = 4096
     learning_rate: float = 4e-4
+    warm_up_tokens: int = 400_000
     seed: int = 0
 
     @property
@@ -54,7 +55,7 @@ class Schedule:
 
     def rate(self, num_tokens: int) -> float:
         """The learning rate after this many tokens."""
-        rise = (num_tokens + self.batch_tokens) / _WARM_UP_TOKENS
+        rise = (num_tokens + self.batch_tokens) / self.warm_up_tokens
         fall = (self.num_tokens - num_tokens) / (_FALL * self.num_tokens)
         return self.learning_rate * max(0.0, min(rise, 1.0, fall))
 
