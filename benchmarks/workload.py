@@ -129,6 +129,7 @@ class _Key:
     """What a slot is called; one a row here."""
 
     digest: str
+    tenant: str = "bench"
 
 
 class Ours:

@@ -15,6 +15,7 @@ from services.executor.adapters.requests import Requests
 @dataclass(frozen=True)
 class Version:
     digest: str
+    tenant: str = "acme"
 
 
 def packed(size_bytes: int) -> Packed:

@@ -42,11 +42,12 @@ CONFIGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Key:
-    """As the engine's, without tenants."""
+    """As the engine's."""
 
     model: str
     version: int
     digest: str
+    tenant: str = "acme"
 
 
 def save_base(architecture: str, directory: Path) -> Path:

@@ -5,8 +5,9 @@ Knows order, claims and errors; loads nothing. Not thread-safe: the store's lock
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from services.common.errors import HmiError, InvalidArgument, ResourceExhausted
 from services.executor.adapters.packing import Packed
@@ -19,6 +20,7 @@ _MAX_STAGED_BYTES = 1 << 30
 _MAX_READING = 8
 _MAX_PASSED = 32
 _MAX_BLOCK_S = 2.0
+_OVERDUE_S = 2.0
 _MAX_ERRORS = 4096
 _PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blob itself: no retry can mend it
 
@@ -41,6 +43,12 @@ class Request:
     packed: Packed | None = None
     num_passed: int = 0
     blocks_until: float | None = None
+    asked_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def taker(self) -> str | None:
+        """For whom room is made: its tenant; once it is overdue, whoever it costs."""
+        return self.key.tenant if time.monotonic() < self.asked_at + _OVERDUE_S else None
 
     def blocks(self, now: float) -> bool:
         """Whether later loads must wait for this one, which found no room: for a bounded time
@@ -56,9 +64,14 @@ class Request:
 
 
 class Requests:
-    """Requests in order of arrival, claims before hints."""
+    """Requests: claims before hints, of the tenant that has least first, then in order of arrival.
 
-    def __init__(self) -> None:
+    Args:
+        num_rows_of: Rows that a tenant has in device memory.
+    """
+
+    def __init__(self, num_rows_of: Callable[[str], int] = lambda _tenant: 0) -> None:
+        self._num_rows_of = num_rows_of
         self._requests: dict[Key, Request] = {}
         self._untold: dict[Key, HmiError] = {}
         self._refused: dict[str, HmiError] = {}  # by digest
@@ -124,4 +137,9 @@ class Requests:
         return [(r, r.packed) for r in self._in_order() if r.packed is not None]
 
     def _in_order(self) -> Iterator[Request]:
-        return iter(sorted(self._requests.values(), key=lambda request: not request.is_claimed))
+        return iter(
+            sorted(
+                self._requests.values(),
+                key=lambda request: (not request.is_claimed, self._num_rows_of(request.key.tenant)),
+            )
+        )

@@ -26,6 +26,11 @@ class Key(Protocol):
     def __hash__(self) -> int: ...
 
     @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        ...
+
+    @property
     def digest(self) -> str:
         """sha256 of the version's blob, in hex."""
         ...

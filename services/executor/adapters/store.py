@@ -86,7 +86,7 @@ class AdapterStore:
         self._lock = threading.Condition()
         self._device = DeviceTier(self.arena)
         self._host = HostTier(host_bytes)
-        self._requests = Requests()
+        self._requests = Requests(self._device.num_rows_of)
         self._is_closed = False
         self._stagers = ThreadPoolExecutor(_NUM_STAGING_THREADS, thread_name_prefix="adapter-read")
         self._committer = threading.Thread(
@@ -265,7 +265,7 @@ class AdapterStore:
         for request, packed in self._requests.staged():
             num_rows = packed.num_rows
             is_hint = not request.is_claimed and not self._device.takes_pin(request.key, num_rows)
-            numbers = self._device.make_room(num_rows, is_hint=is_hint)
+            numbers = self._device.make_room(num_rows, request.taker, is_hint=is_hint)
             if numbers is not None:
                 for other in blocked:
                     other.num_passed += 1
