@@ -163,7 +163,10 @@ class Predictor:
             # What finds no room costs no tokenization; and what took it meanwhile counts too.
             self._check_room(admitted.tenant, len(texts))
             encoded = await self._tokenization.encode(
-                admitted.base, texts, with_offsets=admitted.with_offsets
+                admitted.base,
+                admitted.question.tenant,
+                texts,
+                with_offsets=admitted.with_offsets,
             )
             check_lengths(texts, encoded, admitted.base.max_tokens)
             self._check_room(admitted.tenant, len(texts))

@@ -1,8 +1,8 @@
 """Texts to token ids, with each base's own tokenizer.
 
-Knows the `tokenizers` library and threads; does not know tenants or models. Texts that wait while a
-thread is busy are encoded together in its next batch, so that under load a thread switch is paid
-once for many requests.
+Knows the `tokenizers` library and threads; does not know models. Texts that wait while a thread is
+busy are encoded together in its next batch, so that under load a thread switch is paid once for
+many requests. Tenants take turns in filling it: one's thousands of texts are not before another's.
 """
 
 from __future__ import annotations
@@ -93,12 +93,14 @@ class _Batcher:
         self._tokenizer = tokenizer
         self._pool = pool
         self._num_free = num_threads
-        self._waiting: deque[_Job] = deque()
+        self._waiting: dict[str, deque[_Job]] = {}  # by tenant, whose turn it is first
         self._alone: deque[_Job] = deque()
 
-    def encode(self, texts: Sequence[Text], with_offsets: bool) -> asyncio.Future[list[Encoded]]:
+    def encode(
+        self, tenant: str, texts: Sequence[Text], with_offsets: bool
+    ) -> asyncio.Future[list[Encoded]]:
         future: asyncio.Future[list[Encoded]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Job(texts, with_offsets, future))
+        self._waiting.setdefault(tenant, deque()).append(_Job(texts, with_offsets, future))
         self._start()
         return future
 
@@ -116,7 +118,11 @@ class _Batcher:
                 return [job]
         jobs, num_texts = list[_Job](), 0
         while self._waiting and num_texts < BATCH_TEXTS:
-            job = self._waiting.popleft()
+            tenant = next(iter(self._waiting))
+            waiting = self._waiting.pop(tenant)
+            job = waiting.popleft()
+            if waiting:
+                self._waiting[tenant] = waiting  # behind the others
             if not job.future.done():
                 jobs.append(job)
                 num_texts += len(job.texts)
@@ -189,7 +195,7 @@ class Tokenization:
         self._loading: dict[str, asyncio.Task[_Batcher]] = {}
 
     async def encode(
-        self, base: Base, texts: Sequence[Text], *, with_offsets: bool
+        self, base: Base, tenant: str, texts: Sequence[Text], *, with_offsets: bool
     ) -> list[Encoded]:
         """Tokenize texts, in their order.
 
@@ -198,7 +204,7 @@ class Tokenization:
         """
         task = self._loading.get(base.tokenizer_digest) or self.prefetch(base)
         batcher = task.result() if task.done() else await asyncio.shield(task)
-        return await batcher.encode(texts, with_offsets)
+        return await batcher.encode(tenant, texts, with_offsets)
 
     def prefetch(self, base: Base) -> asyncio.Task[_Batcher]:
         """Begin to load a base's tokenizer."""

@@ -227,7 +227,7 @@ async def test_a_text_that_breaks_the_tokenizer_fails_its_own_job_only(
     with ThreadPoolExecutor(1) as pool:
         batcher = tokenization._Batcher(tokenizer, pool, 1)
         jobs = [
-            batcher.encode([Text(text, None, "text", "pair")], False)
+            batcher.encode("acme", [Text(text, None, "text", "pair")], False)
             for text in ("the", "cat", "broken", "sat")
         ]
         answers: list[Any] = await asyncio.gather(*jobs, return_exceptions=True)

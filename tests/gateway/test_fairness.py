@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -10,11 +11,13 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from tokenizers import Tokenizer
 
-from services.gateway.domain import Item
+from services.gateway import tokenization
+from services.gateway.domain import Item, Text
 from services.gateway.link import Link, LinkEvents
 from tests.fakes import FakeExecutor
-from tests.gateway.conftest import Stack, unique, until
+from tests.gateway.conftest import Stack, tokenizer_json, unique, until
 from tests.gateway.test_predict import expect, request
 
 
@@ -81,6 +84,23 @@ async def test_a_hint_is_given_again_after_its_items_expired(stack: Stack) -> No
         await until(partial(has_hints, executor, num_hints))
     executor.gate.set()
     await asyncio.gather(*running)
+
+
+async def test_tenants_take_turns_at_the_tokenizer() -> None:
+    tokenizer = tokenization.without_limits(Tokenizer.from_str(tokenizer_json().decode()))
+    order: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        batcher = tokenization._Batcher(tokenizer, pool, 1)
+
+        def encode(tenant: str) -> asyncio.Future[Any]:
+            future = batcher.encode(tenant, [Text("cat sat", None, "text", "pair")], False)
+            future.add_done_callback(lambda _: order.append(tenant))
+            return future
+
+        flood = [encode("flood") for _ in range(500)]
+        await asyncio.gather(*flood, encode("quiet"))
+    # The first went alone; the next batch is of 64.
+    assert order.index("quiet") <= 1 + tokenization.BATCH_TEXTS
 
 
 def link() -> Link:
