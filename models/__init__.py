@@ -1,0 +1,1 @@
+"""Models that this repository ships, and how they were made."""

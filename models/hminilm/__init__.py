@@ -1,0 +1,1 @@
+"""The general hMiniLM encoder, and how it was made."""
