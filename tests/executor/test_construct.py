@@ -18,7 +18,8 @@ from services.common.local_encoder_format import FILE_NAME, Form, check_local_en
 from services.common.ngram_counts import NgramCounts
 from services.executor.construct import distill as distilling
 from services.executor.construct.distill import Schedule, State
-from services.executor.construct.run import ROOT_KEYS, DistillOptions, Progress, run, unsplit_digest
+from services.executor.construct.progress import Watcher
+from services.executor.construct.run import ROOT_KEYS, DistillOptions, run, unsplit_digest
 from services.executor.construct.student import MERGE, drop_outer
 from services.executor.construct.texts import Pieces, Tokens
 from tests import tiny
@@ -43,7 +44,7 @@ class Halt(Exception):
     """The power goes out."""
 
 
-class HaltAt(Progress):
+class HaltAt(Watcher):
     def __init__(self, step: int) -> None:
         self._step = step
 
@@ -89,7 +90,7 @@ def test_a_run_that_broke_off_ends_with_the_same_weights(
         run(broken, HaltAt(5))
     steps: list[int] = []
 
-    class Steps(Progress):
+    class Steps(Watcher):
         def learning(self, state: State, num_tokens: int) -> None:
             steps.append(state.step)
 

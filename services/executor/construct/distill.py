@@ -94,7 +94,7 @@ def distill(
         base_token_ids: What begins and ends a text: [CLS] and [SEP].
         directory: Holds the checkpoint.
     """
-    run = _Run(student, schedule, directory)
+    run = _Run(student, pieces, schedule, directory)
     run.resume()
     batches = pieces.batches(schedule.batch_tokens, schedule.seed)
     for _ in range(run.state.step):
@@ -111,8 +111,11 @@ def distill(
 class _Run:
     """The optimizer, its schedule and the checkpoint."""
 
-    def __init__(self, student: Student, schedule: Schedule, directory: Path) -> None:
+    def __init__(
+        self, student: Student, pieces: Pieces, schedule: Schedule, directory: Path
+    ) -> None:
         self._student = student
+        self._corpus = pieces.digest
         self._schedule = schedule
         self._directory = directory
         self._optimizer = torch.optim.AdamW(
@@ -150,6 +153,7 @@ class _Run:
     def save(self, name: str = CHECKPOINT) -> None:
         """Write a checkpoint, whole or not at all."""
         content = {
+            "corpus": self._corpus,
             "schedule": asdict(self._schedule),
             "state": asdict(self.state),
             "tensors": {name: value.detach() for name, value in self._student.tensors.items()},
@@ -172,6 +176,8 @@ class _Run:
         content: dict[str, Any] = torch.load(
             path, weights_only=True, map_location=self._student.device
         )
+        if content["corpus"] != self._corpus:
+            return False
         schedule, state = Schedule(**content["schedule"]), State(**content["state"])
         is_same = schedule == self._schedule
         # Until the rate falls, schedules that differ in their length alone are one.

@@ -22,8 +22,9 @@ from services.common.bases import base_digest
 from services.common.errors import InvalidArgument
 from services.common.local_encoder_format import FILE_NAME, Form
 from services.common.ngram_counts import NgramCounter, NgramCounts
-from services.executor.construct.distill import Outcome, Schedule, State, distill
+from services.executor.construct.distill import Outcome, Schedule, distill
 from services.executor.construct.local_file import read_local, save_local
+from services.executor.construct.progress import Watcher
 from services.executor.construct.student import Student, start
 from services.executor.construct.texts import Pieces, Tokens, tokenize
 from services.executor.device import pick_device, pick_dtype
@@ -67,20 +68,10 @@ class DistillOptions:
     device: str = "auto"
 
 
-class Progress:
-    """What a run tells whoever watches; this one keeps it to itself."""
-
-    def reading(self, num_bytes: int, num_total: int) -> None:
-        """Bytes of the corpus tokenized so far, and in all."""
-
-    def learning(self, state: State, num_tokens: int) -> None:
-        """Where learning is, and how many tokens there are to learn from."""
+_QUIET = Watcher()
 
 
-_QUIET = Progress()
-
-
-def run(options: DistillOptions, progress: Progress = _QUIET) -> dict[str, Any]:
+def run(options: DistillOptions, watcher: Watcher = _QUIET) -> dict[str, Any]:
     """Distil (or adapt) a local encoder; the report, as `out`/report.json holds it.
 
     Raises:
@@ -92,7 +83,7 @@ def run(options: DistillOptions, progress: Progress = _QUIET) -> dict[str, Any]:
     _check(options, base)
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(options.base_dir)
-    tokens = _read(options, tokenizer, progress)
+    tokens = _read(options, tokenizer, watcher)
     schedule = options.schedule
     pieces = Pieces.cut(tokens, base.config.max_tokens - 2, schedule.seed)
     learnt, held_out = pieces.split(min(_HELD_OUT, len(pieces) // 5 + 1), schedule.seed)
@@ -104,7 +95,7 @@ def run(options: DistillOptions, progress: Progress = _QUIET) -> dict[str, Any]:
         held_out,
         schedule,
         directory=options.out,
-        on_step=lambda state: progress.learning(state, schedule.num_tokens),
+        on_step=lambda state: watcher.learning(state, schedule.num_tokens),
     )
     save_local(
         options.out / FILE_NAME,
@@ -168,14 +159,14 @@ def _check(options: DistillOptions, base: Encoder) -> None:
             raise InvalidArgument("corpus", f"{file} is no file")
 
 
-def _read(options: DistillOptions, tokenizer: Tokenizer, progress: Progress) -> Tokens:
+def _read(options: DistillOptions, tokenizer: Tokenizer, watcher: Watcher) -> Tokens:
     total = sum(file.stat().st_size for file in options.corpus)
     done = 0
 
     def on_bytes(num: int) -> None:
         nonlocal done
         done += num
-        progress.reading(done, total)
+        watcher.reading(done, total)
 
     return tokenize(options.corpus, tokenizer, options.out / "tokens", on_bytes)
 

@@ -147,6 +147,13 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def digest(self) -> str:
+        """Names what is cut and where: sha256 of the places, and of some of the tokens."""
+        digest = hashlib.sha256(self.starts.tobytes() + self.lengths.tobytes())
+        digest.update(self.tokens.ids[:: max(1, self.tokens.num_tokens // 10_000)].tobytes())
+        return digest.hexdigest()
+
     @classmethod
     def cut(cls, tokens: Tokens, max_length: int, seed: int) -> Pieces:
         """Cut every document at random lengths, 16 to `max_length`, so that each octave of lengths
