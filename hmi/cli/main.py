@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 import hmi
-from hmi.cli import bases, domains, keys, models, predict, tenants, train, up
+from hmi.cli import bases, distill, domains, keys, models, predict, tenants, train, up
 from hmi.cli.session import command
 from hmi.errors import HmiError
 from hmi.supervisor import StackError
@@ -31,6 +31,7 @@ app.add_typer(bases.app, name="bases")
 app.add_typer(domains.app, name="domains")
 app.command("up")(up.up)
 app.command("train")(train.train)
+app.command("distill")(distill.distill)
 command(app, "predict")(predict.predict)
 
 _GROUPS = ("tenants", "keys", "models", "bases", "domains")
