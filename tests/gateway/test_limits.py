@@ -241,6 +241,16 @@ async def test_nobody_waits_for_a_store_that_is_away(world: World) -> None:
     assert world.store.num_calls == num_calls + 1
 
 
+async def test_an_answer_that_fits_no_demand_stops_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect of either side is as if the store were away."""
+    held = await world.gateway()
+    acme = tenant(requests_per_second=10)
+    monkeypatch.setattr(world.store.quotas, "lease", lambda demands: [])
+    assert await num_admitted(held, acme, 100) == 20
+
+
 async def test_a_store_that_is_back_is_leased_from_again_and_told_of_debts(world: World) -> None:
     held = await world.gateway(num_gateways=2)
     acme = tenant(tokens_per_second=100)
