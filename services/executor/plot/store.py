@@ -1,0 +1,276 @@
+"""The table versions of one split base: loaded when asked for, lent to batches, dropped when idle.
+
+A new table version is a new name: batches that acquired the old one keep it, later ones acquire the
+new one, and nothing is ever changed under a reader. That is the whole of a swap.
+
+Knows versions, budgets and who uses what; does not know formats, batches or models.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from services.common.errors import HmiError, Internal, InvalidArgument, ResourceExhausted
+from services.executor.adapters.metrics import DEVICE_BYTES
+from services.executor.plot import metrics
+from services.executor.plot.index import KEY_BYTES
+from services.executor.plot.loader import TableLoader
+from services.executor.plot.manifest import Manifest
+from services.executor.plot.node import NodeTable
+from services.executor.plot.table import Table
+from services.executor.plot.tier import HotTier
+
+logger = logging.getLogger(__name__)
+
+_NUM_THREADS = 2
+_RETRY_S = 5.0  # a version that failed is not tried again before
+_MAX_ERRORS = 1024
+_PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blobs themselves: no retry can mend it
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """A table, how many batches use it, and when one last did, in time.monotonic() seconds."""
+
+    table: Table
+    num_users: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class _Loading:
+    """A table on its way in; what it will hold as soon as that is known."""
+
+    blobs: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: HmiError
+    until: float  # in time.monotonic() seconds
+
+
+class TableStore:
+    """Loads, keeps and lends tables. Methods may be called from any thread; none waits for a load.
+
+    Args:
+        loader: Makes tables.
+        host_bytes: Memory for indexes. Tables in use are never dropped, so that their memory may
+            exceed it for the time of a batch; a table that could never fit is refused.
+        tier: Chooses hot rows, within a budget of its own.
+        on_change: Called from a loading thread after a load has ended, well or not.
+        name: The base, in metrics.
+    """
+
+    def __init__(
+        self,
+        loader: TableLoader,
+        *,
+        host_bytes: int,
+        tier: HotTier,
+        on_change: Callable[[], None] | None = None,
+        name: str = "",
+    ) -> None:
+        self._loader = loader
+        self._host_bytes = host_bytes
+        self._tier = tier
+        self._on_change = on_change or (lambda: None)
+        self._name = name
+        self._lock = threading.Lock()
+        self._choosing = threading.Lock()
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._loading: dict[str, _Loading] = {}
+        self._failures: OrderedDict[str, _Failure] = OrderedDict()
+        self._is_closed = False
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="table-load")
+
+    def close(self) -> None:
+        """Stop loading. Tables in use stay usable."""
+        with self._lock:
+            self._is_closed = True
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def prefetch(self, version: str) -> None:
+        """Begin to load unless it is loaded or loading."""
+        with self._lock:
+            if self._failure(version) is None:
+                self._request(version)
+
+    def is_ready(self, version: str) -> bool:
+        """Whether it can be acquired at this moment."""
+        with self._lock:
+            return version in self._loaded
+
+    def acquire(self, version: str) -> Table | None:
+        """Lend the table until `release`. None if it is not loaded yet; it is then loaded.
+
+        Raises:
+            HmiError: It could not be loaded. Asking again seconds later tries again, unless the
+                blobs themselves are wrong.
+        """
+        with self._lock:
+            loaded = self._loaded.get(version)
+            if loaded is not None:
+                loaded.num_users += 1
+                self._loaded.move_to_end(version)
+                return loaded.table
+            failure = self._failure(version)
+            if failure is not None:
+                raise failure.error
+            self._request(version)
+            return None
+
+    def release(self, table: Table) -> None:
+        """End one `acquire`."""
+        with self._lock:
+            loaded = self._loaded.get(table.version)
+            if loaded is None or loaded.table is not table or loaded.num_users < 1:
+                raise Internal("a table was released that nobody had acquired")
+            loaded.num_users -= 1
+            loaded.last_used = time.monotonic()
+            if not loaded.num_users:
+                self._evict()
+
+    def forget(self, version: str) -> None:
+        """Drop a version that no model reads any more, unless a batch uses it."""
+        with self._lock:
+            loaded = self._loaded.get(version)
+            if loaded is not None and not loaded.num_users:
+                del self._loaded[version]
+                self._observe()
+
+    def drop_idle(self, idle_s: float) -> None:
+        """Drop versions that no batch used for so long, so that their blobs may be collected. They
+        come back when they are asked for."""
+        now = time.monotonic()
+        with self._lock:
+            for version, loaded in list(self._loaded.items()):
+                if not loaded.num_users and now - loaded.last_used >= idle_s:
+                    del self._loaded[version]
+            self._observe()
+
+    def versions(self) -> frozenset[str]:
+        """Versions that are loaded."""
+        with self._lock:
+            return frozenset(self._loaded)
+
+    def held_blobs(self) -> frozenset[str]:
+        """Digests of all blobs that loaded tables and those on their way in are made of: who
+        collects blobs must leave them."""
+        with self._lock:
+            held = {
+                blob
+                for version, loaded in self._loaded.items()
+                for blob in _blobs_of(version, loaded.table.manifest)
+            }
+            for version, loading in self._loading.items():
+                held |= {version, *loading.blobs}
+            return frozenset(held)
+
+    def refresh_hot(self) -> None:
+        """Choose hot rows anew by what was used since the last time. Slow: not for event loops."""
+        with self._choosing:
+            with self._lock:
+                nodes = self._nodes()
+            self._tier.choose(nodes)
+            with self._lock:
+                self._observe()
+
+    def _failure(self, version: str) -> _Failure | None:
+        failure = self._failures.get(version)
+        if failure is not None and failure.until < time.monotonic():
+            del self._failures[version]
+            return None
+        return failure
+
+    def _request(self, version: str) -> None:
+        if not self._is_closed and version not in self._loaded and version not in self._loading:
+            self._loading[version] = _Loading()
+            self._threads.submit(self._load, version)
+
+    def _load(self, version: str) -> None:
+        """Runs on a loading thread."""
+        started = time.perf_counter()
+        try:
+            self._publish(version, self._make(version))
+        except HmiError as error:
+            self._fail(version, error)
+        except Exception:  # a defect of ours must not leave who waits without an answer
+            logger.exception("a table could not be loaded", extra={"table_version": version})
+            self._fail(version, Internal("a table could not be loaded"))
+        metrics.LOAD_SECONDS.observe(time.perf_counter() - started)
+        self._on_change()
+
+    def _make(self, version: str) -> Table:
+        manifest = self._loader.manifest(version)
+        least = KEY_BYTES * max(
+            sum(segment.num_entries for segment in node.segments if not segment.is_removal)
+            - sum(segment.num_entries for segment in node.segments if segment.is_removal)
+            for node in manifest.nodes
+        )
+        if least > self._host_bytes:
+            raise ResourceExhausted(
+                f"the index of table version {version} takes {least} bytes; "
+                f"the executor has {self._host_bytes}",
+                subject="executor/host_table_bytes",
+            )
+        with self._lock:
+            self._loading[version].blobs = _blobs_of(version, manifest)
+        return self._loader.table(version, manifest)
+
+    def _publish(self, version: str, table: Table) -> None:
+        with self._lock:
+            self._loaded[version] = _Loaded(table)
+            del self._loading[version]
+            self._evict(keep=version)
+        self.refresh_hot()
+
+    def _fail(self, version: str, error: HmiError) -> None:
+        with self._lock:
+            self._loading.pop(version, None)
+            wait_s = float("inf") if isinstance(error, _PERMANENT) else _RETRY_S
+            self._failures[version] = _Failure(error, time.monotonic() + wait_s)
+            while len(self._failures) > _MAX_ERRORS:
+                self._failures.popitem(last=False)
+
+    def _nodes(self) -> list[NodeTable]:
+        """Every loaded node once."""
+        nodes = (node for loaded in self._loaded.values() for node in loaded.table.nodes)
+        return list(dict.fromkeys(nodes))
+
+    def _evict(self, keep: str = "") -> None:
+        """Drop tables nobody uses, the least recently used first, until the rest fits.
+
+        A table that shares all its nodes with others frees nothing and still goes: it comes back
+        at once, for the same reason.
+        """
+        idle = [
+            version
+            for version, loaded in self._loaded.items()
+            if not loaded.num_users and version != keep
+        ]
+        for version in idle:
+            if sum(node.size_bytes for node in self._nodes()) <= self._host_bytes:
+                break
+            del self._loaded[version]
+        self._observe()
+
+    def _observe(self) -> None:
+        nodes = self._nodes()
+        metrics.TABLES.labels(self._name).set(len(self._loaded))
+        metrics.ROWS.labels(self._name, "mapped").set(sum(map(len, nodes)))
+        metrics.ROWS.labels(self._name, "hot").set(sum(len(node.hot) for node in nodes))
+        metrics.HOST_BYTES.labels(self._name).set(sum(node.size_bytes for node in nodes))
+        DEVICE_BYTES.labels(self._name, "tables").set(sum(node.hot.size_bytes for node in nodes))
+
+
+def _blobs_of(version: str, manifest: Manifest) -> frozenset[str]:
+    segments = (segment.sha256 for segment in manifest.segments)
+    encoders = (node.encoder_sha256 for node in manifest.nodes)
+    return frozenset((version, *segments, *encoders))
