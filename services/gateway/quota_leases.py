@@ -60,9 +60,14 @@ class Budget:
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
 
     @property
+    def slice_s(self) -> float:
+        """Seconds of the rate in a slice; a budget that holds little is leased in less."""
+        return min(SLICE_S, self.burst / self.rate / 2)
+
+    @property
     def slice(self) -> float:
         """Units leased beyond what waits; 0 for a rate so low that each request asks."""
-        return self.rate * SLICE_S // 1
+        return self.rate * self.slice_s // 1
 
     def demand(self, now: float) -> pb.QuotaDemand:
         """Hand back what is left, and take what is needed now."""
@@ -80,7 +85,7 @@ class Budget:
             self.leased_at = now
         if grant.granted < demand.wanted:
             # Gateways that ask for the same budget must not keep an order, or the first has all.
-            pause_s = random.uniform(SLICE_S / 2, SLICE_S)  # noqa: S311 — spreads, hides nothing
+            pause_s = self.slice_s * random.uniform(0.5, 1)  # noqa: S311 — spreads, hides nothing
             self.refused_until = now + max(grant.retry_s, pause_s)
 
     def wake(self) -> None:

@@ -162,6 +162,17 @@ async def test_gateways_that_all_want_more_each_get_some(world: World) -> None:
     assert min(admitted) > 200
 
 
+async def test_a_budget_of_little_burst_gives_its_whole_rate(world: World) -> None:
+    held = await world.gateway(quota_burst_s=0.05)
+    acme = tenant(requests_per_second=200)
+    num = 0
+    for _ in range(2_000):  # ten seconds
+        num += await num_admitted(held, acme, 3)
+        await settled()
+        world.clock.now += 0.005
+    assert 1_900 <= num <= 2_010
+
+
 async def test_a_debt_at_one_gateway_is_paid_at_all(world: World) -> None:
     one, two = [await world.gateway(num_gateways=2) for _ in range(2)]
     acme = tenant(tokens_per_second=100)
