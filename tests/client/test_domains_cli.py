@@ -1,0 +1,287 @@
+"""`hmi domains …` against a scripted gateway: what is asked, what is shown, how it fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import grpc
+import pytest
+from grpc_status import rpc_status
+
+from hmi.admin.v1 import (
+    domain_pb2,
+    domain_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    resources_pb2,
+)
+from hmi.cli.main import run, spread
+from services.common.errors import NotFound
+from services.common.ngram_counts import NgramCounts
+from tests.gateway.blobs import lora_blob, sha256
+from tests.gateway.conftest import tokenizer_json
+
+MIB = 1 << 20
+PATHS = ("", "news", "news/sport", "reviews")
+
+
+def stats(path: str) -> domain_pb2.DomainStats:
+    depth = len(path.split("/")) if path else 0
+    one = domain_pb2.DomainStats(
+        num_entries=[1000 if not path else 0, 20, 30], size_bytes=MIB, num_versions=2,
+        flat_bytes=(depth + 1) * MIB, version_bytes=300_000, counted_tokens=1234.5,
+    )  # fmt: skip
+    one.domain.CopyFrom(node(path))
+    one.lookups.MergeFrom(
+        domain_pb2.Lookups(num_tokens=100, num_trigram=40, num_bigram=50, num_unigram=10)
+    )
+    one.commit_time.GetCurrentTime()
+    return one
+
+
+def node(path: str, **fields: Any) -> resources_pb2.Domain:
+    return resources_pb2.Domain(
+        base="split", path=path, table_version="ab" * 32, miss_policy="MISS_POLICY_BACKOFF",
+        tenant="acme" if path == "reviews" else "", **fields,
+    )  # fmt: skip
+
+
+class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServiceServicer):
+    """A tree of four nodes; what is created takes two looks until it has its table."""
+
+    def __init__(self) -> None:
+        self.created: list[tuple[domain_pb2.CreateDomainHeader, bytes]] = []
+        self.set: list[domain_pb2.SetDomainRequest] = []
+        self.updates: list[domain_pb2.UpdateDomainsRequest] = []
+        self.uploads: list[model_pb2.UploadHeader] = []
+        self.looks = 0
+
+    def GetBase(self, request: Any, context: Any) -> model_pb2.GetBaseResponse:
+        base = resources_pb2.Base(name=request.name, tokenizer_digest=sha256(tokenizer_json()))
+        if request.name == "split":
+            base.split.layer = 1
+        return model_pb2.GetBaseResponse(base=base)
+
+    def ListBases(self, request: Any, context: Any) -> model_pb2.ListBasesResponse:
+        split = resources_pb2.Base(name="split", split=resources_pb2.Split(layer=1))
+        return model_pb2.ListBasesResponse(bases=[resources_pb2.Base(name="plain"), split])
+
+    def UploadVersion(self, requests: Any, context: Any) -> model_pb2.UploadVersionResponse:
+        self.uploads.append(next(requests).header)
+        for _ in requests:
+            pass
+        version = resources_pb2.Version(tenant="acme", number=1, digest="ab" * 32, labels=["x"])
+        return model_pb2.UploadVersionResponse(version=version)
+
+    def GetUpload(self, request: Any, context: Any) -> model_pb2.GetUploadResponse:
+        return model_pb2.GetUploadResponse()
+
+    def CreateDomain(self, requests: Any, context: Any) -> domain_pb2.CreateDomainResponse:
+        header = next(requests).header
+        self.created.append((header, b"".join(request.chunk for request in requests)))
+        made = resources_pb2.Domain(base="split", path=header.domain.path, is_updating=True)
+        return domain_pb2.CreateDomainResponse(domain=made)
+
+    def GetDomain(self, request: Any, context: Any) -> domain_pb2.GetDomainResponse:
+        if request.path in PATHS:
+            return domain_pb2.GetDomainResponse(domain=node(request.path))
+        made = [header.domain.path for header, _ in self.created]
+        if request.path not in made:
+            status = NotFound(f"there is no domain '{request.path}'").to_status()
+            context.abort_with_status(rpc_status.to_status(status))
+        self.looks += 1
+        return domain_pb2.GetDomainResponse(domain=node(request.path, is_updating=self.looks < 2))
+
+    def ListDomains(self, request: Any, context: Any) -> domain_pb2.ListDomainsResponse:
+        return domain_pb2.ListDomainsResponse(nodes=map(stats, PATHS))
+
+    def SetDomain(self, request: Any, context: Any) -> domain_pb2.SetDomainResponse:
+        self.set.append(request)
+        return domain_pb2.SetDomainResponse(domain=node(request.path))
+
+    def UpdateDomains(self, request: Any, context: Any) -> domain_pb2.UpdateDomainsResponse:
+        self.updates.append(request)
+        change = domain_pb2.DomainChange(
+            path="news", order=3, num_added=12, num_promoted=3, num_removed=4, num_deferred=5,
+            num_entries=38, coverage_before=0.25, coverage_after=0.5,
+        )  # fmt: skip
+        return domain_pb2.UpdateDomainsResponse(
+            update_id="" if request.is_dry_run else "u1", changes=[change]
+        )
+
+    def RollBackDomain(self, request: Any, context: Any) -> domain_pb2.RollBackDomainResponse:
+        return domain_pb2.RollBackDomainResponse(domain=node(request.path))
+
+    def DeleteDomain(self, request: Any, context: Any) -> domain_pb2.DeleteDomainResponse:
+        return domain_pb2.DeleteDomainResponse()
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Gateway]:
+    servicer = _Gateway()
+    server = grpc.server(ThreadPoolExecutor(4))
+    domain_pb2_grpc.add_DomainServiceServicer_to_server(servicer, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setenv("HMI_ADDRESS", f"127.0.0.1:{port}")
+    monkeypatch.setenv("HMI_API_KEY", "secret")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("hmi.cli.domains._POLL_S", 0.01)
+    yield servicer
+    server.stop(None)
+
+
+@pytest.fixture
+def base_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "base"
+    directory.mkdir()
+    (directory / "tokenizer.json").write_bytes(tokenizer_json())
+    return directory
+
+
+def test_a_corpus_becomes_a_domain_and_its_table_is_waited_for(
+    gateway: _Gateway, base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    files[0].write_text("the cat sat\n")
+    files[1].write_text("the dog ran\nthe cat\n")
+    arguments = ["domains", "create", "news/politics", "--base", "split", "--base-dir",
+                 str(base_dir), "--alpha", "0.4", "--budget", "64M", "--policy", "compute",
+                 "--json", "--corpus", *map(str, files)]  # fmt: skip
+    assert run(arguments) == 0
+    [(header, data)] = gateway.created
+    assert (header.domain.path, header.domain.alpha) == ("news/politics", 0.4)
+    assert header.domain.byte_budget == 64 * MIB
+    assert header.domain.miss_policy == resources_pb2.MISS_POLICY_COMPUTE
+    assert header.counts_sha256 == sha256(data)
+    counts = NgramCounts.from_bytes(data)
+    assert counts.num_tokens == 5 + 5 + 4
+    assert json.loads(capsys.readouterr().out)["is_updating"] is False
+    assert gateway.looks == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["create", "news/sport"], "already"),
+        (["create", "nowhere/sport"], "no domain 'nowhere'"),
+        (["create", "x", "--base", "plain"], "not split"),
+        (["create", "x", "--corpus", "missing.txt"], "missing.txt is no file"),
+        (["create", "x", "--budget", "much"], "no size"),
+        (["create", "x", "--policy", "guess"], "backoff or compute"),
+        (["stats", "nowhere"], "no domain 'nowhere'"),
+        (["set", "news", "--alpha", "1.5"], "--alpha"),
+    ],
+)
+def test_mistakes_end_with_one_line(
+    gateway: _Gateway, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["domains", *arguments]) != 0
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert gateway.created == []
+
+
+def test_another_bases_tokenizer_is_refused_before_anything_is_counted(
+    gateway: _Gateway, base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (base_dir / "tokenizer.json").write_text("{}")
+    corpus = tmp_path / "a.txt"
+    corpus.write_text("the cat")
+    arguments = ["domains", "create", "x", "--base-dir", str(base_dir), "--corpus", str(corpus)]
+    assert run(arguments) == 1
+    assert "not the tokenizer of base split" in capsys.readouterr().err
+
+
+def test_the_tree_shows_rows_bytes_hits_and_savings(
+    gateway: _Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["domains", "tree"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:4] == ["/", "1000", "20", "30"]
+    assert lines[3].startswith("    sport")
+    assert "40% / 50% / 10% / 0%" in lines[3]
+    assert "2.0 MiB" in lines[3]
+    assert "(private)" in lines[4]
+    assert lines[5].split()[:2] == ["total", "1000"]
+    assert run(["domains", "tree", "--json"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["saved_bytes"] == (0 + 1 + 2 + 1) * MIB
+    assert tree["nodes"][2]["hit_rates"]["bigram"] == 0.5
+    assert [one["domain"]["path"] for one in tree["nodes"]] == list(PATHS)
+
+
+def test_the_tree_is_drawn_as_a_picture(
+    gateway: _Gateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "tree.svg"
+    assert run(["domains", "tree", "--svg", str(picture)]) == 0
+    root = ElementTree.parse(picture).getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    names = [one.text for one in root.iter(f"{space}text") if one.get("class") == "name"]
+    assert names == ["/", "news", "sport", "reviews · acme"]
+    cards = [one for one in root.iter(f"{space}rect") if "card" in one.get("class", "")]
+    boxes = [(float(one.get("x", 0)), float(one.get("y", 0))) for one in cards]
+    assert len(set(boxes)) == 4
+    width, height = float(root.get("width", 0)), float(root.get("height", 0))
+    assert all(x + 236 <= width and y + 84 <= height for x, y in boxes)
+    assert len(list(root.iter(f"{space}path"))) == 3
+
+
+def test_stats_say_what_a_model_takes(
+    gateway: _Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["domains", "stats", "news"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["news", "news/sport"]
+    assert "146.5 KiB" in lines[1]  # 300,000 bytes over two versions
+    assert run(["domains", "stats", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 4
+
+
+def test_an_update_is_shown_before_it_is_made(
+    gateway: _Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["domains", "update", "news", "--dry-run"]) == 0
+    assert "25.0% → 50.0%" in capsys.readouterr().out
+    assert [one.is_dry_run for one in gateway.updates] == [True]
+    assert run(["domains", "update"]) == 0
+    assert [one.is_dry_run for one in gateway.updates] == [True, True, False]
+    assert [one.path for one in gateway.updates] == ["news", "", ""]
+
+
+def test_set_sends_what_was_given_alone(gateway: _Gateway) -> None:
+    assert run(["domains", "set", "/", "--freeze", "--budget", "1G"]) == 0
+    [request] = gateway.set
+    assert (request.path, request.is_frozen, request.byte_budget) == ("", True, 1 << 30)
+    assert not request.HasField("alpha")
+    assert not request.HasField("miss_policy")
+    assert run(["domains", "rollback", "news"]) == 0
+    assert run(["domains", "delete", "news/sport"]) == 0
+
+
+def test_a_push_names_domain_and_follow(gateway: _Gateway, tmp_path: Path) -> None:
+    blob = tmp_path / "adapter"
+    blob.write_bytes(lora_blob())
+    arguments = ["models", "push", str(blob), "--name", "topic", "--tenant", "acme"]
+    assert run([*arguments, "--base", "split", "--domain", "news/sport", "--follow"]) == 0
+    assert run([*arguments, "--base", "split", "--domain", "/"]) == 0
+    assert [(one.domain, one.follow) for one in gateway.uploads] == [
+        ("news/sport", True), ("", False),
+    ]  # fmt: skip
+
+
+def test_a_list_of_files_may_follow_its_option() -> None:
+    given = ["domains", "create", "p", "--corpus", "a", "b", "c", "--alpha", "1", "--corpus", "d"]
+    assert spread(given) == [
+        "domains", "create", "p", "--corpus", "a", "--corpus", "b", "--corpus", "c",
+        "--alpha", "1", "--corpus", "d",
+    ]  # fmt: skip
+    assert spread(["predict", "--model", "m", "a", "b"]) == ["predict", "--model", "m", "a", "b"]
