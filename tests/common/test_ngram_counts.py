@@ -40,6 +40,7 @@ def as_counter(counts: NgramCounts) -> dict[tuple[int, ...], int]:
     return dict(zip(map(tuple, slots), counts.counts.tolist(), strict=True))
 
 
+@settings(deadline=None)
 @given(st.lists(rows_of_ids, max_size=4), st.integers(1, 40))
 def test_counts_are_those_of_a_plain_loop(texts: list[list[list[int]]], max_pending: int) -> None:
     counter = NgramCounter(max_pending=max_pending)
@@ -52,7 +53,7 @@ def test_counts_are_those_of_a_plain_loop(texts: list[list[list[int]]], max_pend
     assert (np.diff(counts.keys) > 0).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=40), min_size=1, max_size=20))
 def test_in_bounded_memory_counts_are_low_by_at_most_what_is_said(rows: list[list[int]]) -> None:
     counter = NgramCounter(max_entries=64, max_pending=50)
@@ -67,6 +68,7 @@ def test_in_bounded_memory_counts_are_low_by_at_most_what_is_said(rows: list[lis
     assert {key: counts[key] for key in unigrams} == unigrams
 
 
+@settings(deadline=None)
 @given(st.lists(st.dictionaries(st.integers(0, 9), st.integers(1, 5)), min_size=1, max_size=4))
 def test_merged_counts_are_sums(parts: list[dict[int, int]]) -> None:
     ordered = [sorted(part.items()) for part in parts]
@@ -136,6 +138,7 @@ def test_keys_that_are_none_are_refused() -> None:
         keys_from_bytes(keys_to_bytes(KEYS[::-1]))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_container_is_refused_or_read_never_anything_else(data: st.DataObject) -> None:
     blob = bytearray(counted().to_bytes())

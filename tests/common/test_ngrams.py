@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common import ngrams
@@ -17,6 +17,7 @@ def flat(rows: list[list[int]]) -> np.ndarray:
     return np.array([token for row in rows for token in row], np.int64)
 
 
+@settings(deadline=None)
 @given(rows_of_ids)
 def test_a_key_holds_a_token_and_its_neighbours_within_the_row(rows: list[list[int]]) -> None:
     expected = [
@@ -35,6 +36,7 @@ def test_a_key_holds_a_token_and_its_neighbours_within_the_row(rows: list[list[i
     assert ngrams.is_key(keys).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, ngrams.SLOT_MASK)] * 3), min_size=1, max_size=8))
 def test_packing_loses_nothing_and_backing_off_clears_slots(
     slots: list[tuple[int, int, int]],
