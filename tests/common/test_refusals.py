@@ -190,14 +190,15 @@ async def test_a_caller_that_never_ends_is_not_waited_for(monkeypatch: pytest.Mo
         await drain(_forever(read))
 
 
-async def test_a_caller_that_pauses_is_answered_soon() -> None:
+async def test_a_caller_that_pauses_is_answered_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_S", 60.0)
     async with refusing() as channel:
         call = Calls(channel).executor.Execute()
         begun = asyncio.get_running_loop().time()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
         assert caught.value.code().name == REFUSED
-        assert asyncio.get_running_loop().time() - begun < 0.9
+        assert asyncio.get_running_loop().time() - begun < 20
 
 
 async def test_what_cannot_be_read_hides_no_answer() -> None:
