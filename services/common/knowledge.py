@@ -205,6 +205,10 @@ class BlobCache:
                 await self._fetch(path)
         return path
 
+    def discard(self, sha256: str) -> None:
+        """The file holds something else by now: verify it again before it is given."""
+        self._verified.discard(sha256)
+
     def _has(self, path: Path) -> bool:
         """Whether the blob is there, now as the last used; what is there wrongly is deleted."""
         try:

@@ -30,7 +30,10 @@ from services.executor.device import pick_device, pick_limits
 from services.executor.failpoints import arm
 from services.executor.follow import Follower
 from services.executor.loading import Loader
+from services.executor.materialise import Worker
+from services.executor.observe import Counter, Shipper
 from services.executor.service import Executor, Options
+from services.executor.tables import keep_near
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -62,14 +65,27 @@ class Process:
             BlobCache(settings.cache_dir / "blobs", Blobs(stub), max_bytes=settings.cache_bytes),
             settings.blob_dir,
         )
-        self.executor = Executor(options, on_failure=self.failed.set)
+        self.counter = Counter()
+        self.executor = Executor(options, self.failed.set, self.counter.observe)
+        self.shipper = Shipper(self.counter, stub, options.executor_id)
+        self.worker = Worker(
+            stub,
+            options.executor_id,
+            self.executor.bases,
+            self.files,
+            directory=settings.cache_dir / "work",
+            run_aside=self.executor.dispatcher.run_aside,
+            reach=options.reach,
+        )
         self.follower = Follower()
         self.registration = Registration(
             stub,
             member_id=options.executor_id,
             kind=MEMBER_KIND_EXECUTOR,
             base_digests=lambda: list(self.executor.bases),
-            held_blobs=lambda: [*self.bases.held_blobs, *self.executor.held_blobs],
+            held_blobs=lambda: (
+                self.bases.held_blobs | self.executor.held_blobs | self.worker.held_blobs
+            ),
         )
         self.bases = Bases(
             self.executor,
@@ -118,6 +134,10 @@ async def _serve(settings: ExecutorSettings) -> None:
             await stack.enter_async_context(process.registration.held(reached_at))
             stack.push_async_callback(server.set_serving, False)
             group.create_task(process.bases.run())
+            group.create_task(keep_near(process.executor.bases))
+            group.create_task(process.shipper.run())
+            # Ended before the engine is, which computes for it.
+            stack.callback(group.create_task(process.worker.run()).cancel)
             print(f"ready: {address}", flush=True)
             await process.failed.wait()
             raise RuntimeError("the engine failed; see the log")

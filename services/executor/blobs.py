@@ -26,6 +26,7 @@ class BlobFiles:
         self._cache = cache
         self._shared = shared
         self._verified: set[str] = set()
+        self._discarded: set[str] = set()  # of the shared volume
 
     async def path(self, sha256: str) -> Path:
         """The file that holds a blob, its digest verified when this process began to use it.
@@ -37,12 +38,18 @@ class BlobFiles:
             DataLoss: The bytes differ from the digest.
         """
         check_sha256("sha256", sha256)
-        if self._shared is not None:
+        if self._shared is not None and sha256 not in self._discarded:
             path = self._shared / sha256[:2] / sha256
             if sha256 in self._verified or await asyncio.to_thread(_verify, path, sha256):
                 self._verified.add(sha256)
                 return path
         return await self._cache.path(sha256)
+
+    def discard(self, sha256: str) -> None:
+        """The file that `path` gave holds something else by now: do not give it again."""
+        if self._shared is not None:
+            self._discarded.add(sha256)
+        self._cache.discard(sha256)
 
 
 def _verify(path: Path, sha256: str) -> bool:

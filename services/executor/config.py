@@ -39,6 +39,21 @@ class ExecutorSettings(ServiceSettings):
     host_adapter_bytes: int = Field(
         1 << 30, gt=0, description="Host memory for adapters, in bytes, for each base."
     )
+    host_table_bytes: int = Field(
+        4 << 30, gt=0, description="Host memory for tables' indexes, in bytes, for each split base."
+    )
+    hot_table_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="Device memory (on a CPU: host memory) for the rows of tables that are asked "
+        "for most, in bytes, for each split base.",
+    )
+    computed_row_bytes: int = Field(
+        256 << 20,
+        ge=0,
+        description="Host memory for rows that were computed where tables lack them, in bytes, for "
+        "each split base; a tenant gets an eighth of it at most.",
+    )
     max_batch_tokens: int = Field(
         0, ge=0, description="Tokens of a batch; 0: 2048 on a CPU, 16384 on CUDA."
     )

@@ -20,10 +20,11 @@ from services.executor.engine.batching import Row
 from services.executor.engine.engine import Part
 from services.executor.engine.interfaces import LoadedBase, Pinned
 from services.executor.engine.items import Item, ModelKey
-from services.executor.engine.tables import Retrieved
 from services.executor.observe import Counter, Shipper
-from services.executor.observe.counter import Counts, Group, lookups_total
+from services.executor.observe.counter import Counts, Group
 from services.executor.observe.sketch import HeavyHitters
+from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef
+from services.executor.plot.metrics import LOOKUPS
 from tests.executor.fake_base import FakeBase
 from tests.executor.fake_base import loaded as fake_loaded
 from tests.executor.scripted_store import scripted_store
@@ -31,7 +32,17 @@ from tests.executor.scripted_store import scripted_store
 
 @dataclass(frozen=True)
 class FakeTable:
-    path: str
+    manifest: Manifest
+
+    @classmethod
+    def of(cls, path: str) -> FakeTable:
+        return cls(Manifest("base", MissPolicy.BACKOFF, (NodeRef(path, 0, "encoder", ()),)))
+
+
+@dataclass(frozen=True)
+class FakeRetrieved:
+    values: torch.Tensor
+    results: torch.Tensor
 
 
 def loaded(name: str) -> LoadedBase:
@@ -49,12 +60,12 @@ def part(
     made = [
         Row(
             Item(n, ModelKey(tenant, "m", 1, "d", base), np.array(ids, np.int64)),
-            Pinned(None, FakeTable(path)),
+            Pinned(None, FakeTable.of(path)),
         )
         for n, (path, tenant, ids) in enumerate(rows)
     ]
     told = orders if orders is not None else [3] * sum(len(ids) for _, _, ids in rows)
-    retrieved = Retrieved(torch.empty(0), torch.tensor(told, dtype=torch.uint8))
+    retrieved = FakeRetrieved(torch.empty(0), torch.tensor(told, dtype=torch.uint8))
     return Part(loaded(base), made, retrieved)
 
 
@@ -152,9 +163,9 @@ def test_all_counts_together_are_bounded_and_the_frequent_stay() -> None:
 
 
 def test_results_are_a_metric() -> None:
-    before = lookups_total.labels("bigram")._value.get()
+    before = LOOKUPS.labels("hminilm", "bigram")._value.get()
     Counter().observe(part([("", "a", [1, 2, 3])], [2, 2, 0]))
-    assert lookups_total.labels("bigram")._value.get() == before + 2
+    assert LOOKUPS.labels("hminilm", "bigram")._value.get() == before + 2
 
 
 @pytest.fixture

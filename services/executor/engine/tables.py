@@ -8,44 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from services.executor.models.segments import Segments
+from services.executor.plot.manifest import Manifest
 
 
 class Table(Protocol):
     """One table version: the rows of a domain's whole path, pinned until released."""
 
     @property
-    def path(self) -> str:
-        """The domain's path; empty for the root."""
+    def manifest(self) -> Manifest:
+        """What it is made of."""
         ...
 
 
 class Source(NamedTuple):
-    """What one row of a batch reads: its tables, and whose request it is."""
+    """What one row of a batch reads: a table its Tables lent, and whose request it is."""
 
-    table: Table
+    table: Any
     tenant: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Retrieved:
-    """What the tables gave for packed rows.
+class Retrieved(Protocol):
+    """What the tables gave for packed rows."""
 
-    Attributes:
-        values: float16 `[tokens, slots, hidden]`, on the base's device.
-        results: uint8 `[tokens]`, there too: tokens of the n-gram that answered, 0 where it was
-            computed.
-    """
+    @property
+    def values(self) -> Tensor:
+        """float16 `[tokens, slots, hidden]`, on the base's device."""
+        ...
 
-    values: Tensor
-    results: Tensor
+    @property
+    def results(self) -> Tensor:
+        """uint8 `[tokens]`, there too: tokens of the n-gram that answered, 0 if it was computed."""
+        ...
 
 
 class Tables(Protocol):
@@ -67,7 +67,7 @@ class Tables(Protocol):
         """
         ...
 
-    def release(self, table: Table) -> None:
+    def release(self, table: Any) -> None:
         """End one `acquire`."""
         ...
 
@@ -79,6 +79,10 @@ class Tables(Protocol):
 
     def held_blobs(self) -> frozenset[str]:
         """Manifests, segments and encoders that are loaded or on their way in."""
+        ...
+
+    def refresh(self) -> None:
+        """Keep near what was asked for most since the last time. Slow."""
         ...
 
     def close(self) -> None:
@@ -134,12 +138,12 @@ class LoadedSplit:
     Attributes:
         layer: The first global layer, where its rows come in.
         unsplit_digest: Bases of one unsplit digest share encoder, adapters and heads.
-        load_encoder: Reads a local encoder's file to the device; blocks. InvalidArgument if it is
-            none of this base's.
+        load_encoder: Brings a local encoder to the device by its sha256; blocks. InvalidArgument
+            if it is none of this base's.
     """
 
     layer: int
     unsplit_digest: str
     tables: Tables
     merger: Merger
-    load_encoder: Callable[[Path], RowEncoder]
+    load_encoder: Callable[[str], RowEncoder]

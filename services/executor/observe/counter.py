@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter as Metric
 
 from services.common import ngrams
 from services.common.ngrams import IntArray
 from services.executor.engine.engine import Part
 from services.executor.observe.sketch import HeavyHitters
+from services.executor.plot.metrics import LOOKUPS
 
 # Keys kept of one tenant's traffic in one domain: as many unigrams and trigrams, twice the bigrams.
 CAPACITY = 1 << 14
@@ -30,10 +30,6 @@ MAX_KEYS = 1 << 22
 MAX_WAITING_TOKENS = 1 << 22
 
 _RESULTS = ("computed", "unigram", "bigram", "trigram")
-
-lookups_total = Metric(
-    "hmi_plot_lookups_total", "Tokens looked up in tables, by how they were answered.", ["result"]
-)
 
 
 class Group(NamedTuple):
@@ -98,8 +94,10 @@ class Counter:
             return
         results = part.retrieved.results.cpu().numpy()
         for result, number in zip(_RESULTS, np.bincount(results, minlength=4), strict=True):
-            lookups_total.labels(result).inc(int(number))
-        groups = [Group(part.base.name, row.table.path, row.item.key.tenant) for row in part.rows]
+            LOOKUPS.labels(part.base.name, result).inc(int(number))
+        groups = [
+            Group(part.base.name, row.table.manifest.path, row.item.key.tenant) for row in part.rows
+        ]
         note = _Note(groups, [item.token_ids for item in part.items], results)
         with self._noting:
             if self._num_waiting + len(results) <= MAX_WAITING_TOKENS:
