@@ -22,6 +22,7 @@ from transformers.utils import logging as _logging
 
 from services.common.base_config import Architecture, BaseConfig
 from services.common.errors import InvalidArgument
+from services.executor.train.looked_up import look_up
 from services.executor.train.options import Adapter, Task, TrainOptions
 from services.executor.train.spans import tag_names
 
@@ -70,13 +71,19 @@ class Trainee:
         config: Of the base.
         task: What the head does.
         labels: Of the data; a span label makes two tags.
+        device: Where it will be trained.
 
     Raises:
         InvalidArgument: the base's weights are missing, or no layer matches target_modules.
     """
 
     def __init__(
-        self, options: TrainOptions, config: BaseConfig, task: Task, labels: tuple[str, ...]
+        self,
+        options: TrainOptions,
+        config: BaseConfig,
+        task: Task,
+        labels: tuple[str, ...],
+        device: torch.device,
     ) -> None:
         self.task = task
         self.base = options.base
@@ -85,6 +92,14 @@ class Trainee:
         self.with_types = config.type_vocab_size > 1
         self.pad_id = config.pad_token_id
         model, missing = self._load(options.base_dir)
+        if options.local_encoder is not None:
+            look_up(
+                model.get_submodule(str(model.base_model_prefix)),
+                options.base_dir,
+                options.local_encoder,
+                device=device,
+                seed=options.seed,
+            )
         adapter = self._adapter_config(options, has_pooler=_POOLER not in missing)
         try:
             self.model: Any = peft.get_peft_model(model, adapter)

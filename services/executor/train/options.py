@@ -45,6 +45,8 @@ class TrainOptions:
     """The base's registered name; written as `base_model_name_or_path`, so no path leaks out."""
     out: Path
     """Directory to write. Files of an earlier run in it are replaced."""
+    local_encoder: Path | None = None
+    """`local_encoder.safetensors` of a split base, whose layers below the split are not trained."""
     task: Task | None = None
     """None infers it from the data's columns."""
     adapter: Adapter = Adapter.LORA

@@ -46,7 +46,7 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
     train_part, held_out = split(examples, options.held_out, options.seed)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(options.seed)
-        trainee = Trainee(options, config, examples.task, examples.labels)
+        trainee = Trainee(options, config, examples.task, examples.labels, device)
         trainee.model.to(device)
         loop = Loop(
             trainee,

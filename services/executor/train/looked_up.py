@@ -1,0 +1,120 @@
+"""A split base under training: looked-up rows in place of embeddings and lower layers.
+
+Knows how transformers' encoders are put together; does not know adapters, tasks or tables. Rows are
+the local encoder's, rounded as a table holds them. While training, neighbours are left out at
+random as in distillation, so that what is learnt holds for n-grams that a table lacks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from services.common import ngrams
+from services.common.errors import InvalidArgument
+from services.executor.construct.local_file import load_local
+from services.executor.construct.student import drop_outer
+from services.executor.device import pick_dtype
+from services.executor.models.encoder import load_base
+from services.executor.models.local_encoder import LocalEncoder
+from services.executor.models.segments import Segments
+
+
+class RowCache:
+    """Rows of n-grams, each computed once.
+
+    Args:
+        local: What computes them.
+    """
+
+    def __init__(self, local: LocalEncoder) -> None:
+        self._local = local
+        self._keys: NDArray[np.int64] = np.empty(0, np.int64)
+        self._rows = local.rows(torch.empty(0, dtype=torch.int64))
+
+    def rows(self, keys: NDArray[np.int64]) -> Tensor:
+        """float16 `[n, num_slots, hidden]` of packed n-grams `[n]`."""
+        missing = np.setdiff1d(keys, self._keys)
+        if len(missing):
+            every_key = np.concatenate([self._keys, missing])
+            order = np.argsort(every_key)
+            rows = torch.cat([self._rows, self._local.rows(torch.from_numpy(missing))])
+            self._keys, self._rows = every_key[order], rows[torch.from_numpy(order)]
+        return self._rows[torch.from_numpy(np.searchsorted(self._keys, keys))]
+
+
+class LookedUp(nn.Module):
+    """Stands where a transformers model has its embeddings; puts out the split layer's input.
+
+    Args:
+        local: The local encoder.
+        pad_id: Token id that fills up rows.
+        seed: Of the neighbours that are left out.
+    """
+
+    def __init__(self, local: LocalEncoder, pad_id: int, seed: int) -> None:
+        super().__init__()
+        self._local = local
+        self._cache = RowCache(local)
+        self._pad_id = pad_id
+        self._rng = np.random.default_rng(seed)
+
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor | None = None, **_unused: Any
+    ) -> Tensor:
+        """int64 `[rows, seq]` padded at the end, to float32 `[rows, seq, hidden]`; padding is 0."""
+        is_text = (input_ids != self._pad_id).cpu()
+        segments = Segments(is_text.sum(1).tolist(), self._local.device)
+        ids = input_ids.cpu()[is_text].numpy()
+        slots = torch.from_numpy(ngrams.unpack(ngrams.keys_of(ids, segments.lengths)))
+        if self.training:
+            slots = drop_outer(slots, self._rng)
+        values = self._cache.rows(ngrams.pack(*slots.numpy().T))
+        types = None if token_type_ids is None else token_type_ids.cpu()[is_text]
+        with torch.no_grad():
+            rows = self._local.split_values(values, segments)
+            types = None if types is None else types.to(self._local.device)
+            merged = self._local.merge(rows, types, segments).float()
+        out = torch.zeros(*input_ids.shape, merged.shape[1], device=merged.device)
+        out[is_text.to(merged.device)] = merged
+        return out.to(input_ids.device)
+
+
+class Passed(nn.Module):
+    """Stands where a layer below the split was."""
+
+    def forward(self, hidden: Tensor, *_unused: Any, **_options: Any) -> Tensor:
+        return hidden
+
+
+def look_up(
+    encoder: nn.Module, base_dir: Path, local_encoder: Path, *, device: torch.device, seed: int
+) -> int:
+    """Put a local encoder in the place of a transformers encoder's embeddings and lower layers.
+
+    Args:
+        encoder: BERT's, RoBERTa's or DistilBERT's, without a task's head. Changed in place.
+        base_dir: The unsplit base.
+        local_encoder: Its `local_encoder.safetensors`.
+
+    Returns:
+        The split: the number of layers taken out.
+
+    Raises:
+        InvalidArgument: The file is no local encoder, or not of a base of this size.
+    """
+    base = load_base(base_dir, dtype=pick_dtype("auto", device), device=device)
+    local = load_local(local_encoder, base)
+    stack: Any = getattr(encoder, "encoder", None) or getattr(encoder, "transformer", None)
+    if local.split >= len(stack.layer):
+        raise InvalidArgument("local_encoder", "splits at or above the base's last layer")
+    model: Any = encoder
+    model.embeddings = LookedUp(local, base.config.pad_token_id, seed)
+    for index in range(local.split):
+        stack.layer[index] = Passed()
+    return local.split

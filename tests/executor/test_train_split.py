@@ -1,0 +1,127 @@
+"""Training a tenant's adapter on a split base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from services.common import ngrams
+from services.common.errors import InvalidArgument
+from services.common.local_encoder_format import FILE_NAME, Form
+from services.executor.construct.local_file import load_local, save_local
+from services.executor.construct.student import start
+from services.executor.models.encoder import load_base
+from services.executor.models.segments import Segments
+from services.executor.train import TrainOptions
+from services.executor.train.looked_up import LookedUp, RowCache, look_up
+from services.executor.train.run import train
+from tests.executor.training import tiny_base, topics
+
+CPU = torch.device("cpu")
+ARCHITECTURES = ["bert", "roberta", "distilbert"]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base with a local encoder beside it."""
+    directory = tiny_base(tmp_path_factory.mktemp(request.param), request.param)
+    encoder = load_base(directory, dtype=torch.float32, device="cpu")
+    tensors = start(encoder, 1)
+    generator = torch.Generator().manual_seed(2)
+    tensors["positions"] = torch.randn(tensors["positions"].shape, generator=generator)
+    for form in Form:
+        path = directory / form.value / FILE_NAME
+        path.parent.mkdir()
+        save_local(path, tensors, split=1, form=form, unsplit_digest="0" * 64)
+    return directory
+
+
+def train_on(base: Path, tmp_path: Path, **others: Any) -> TrainOptions:
+    options = TrainOptions(
+        data=topics(tmp_path / "data.csv"),
+        base_dir=base,
+        base="tiny-split",
+        out=tmp_path / "out",
+        local_encoder=base / "centre" / FILE_NAME,
+        epochs=15,
+        batch_size=8,
+        learning_rate=1e-2,
+        **others,
+    )
+    report = train(options)
+    if base.name.startswith("bert"):  # the others' random bases are too small to learn from
+        assert report.metrics["accuracy"] > 0.9
+    return options
+
+
+def test_an_adapter_is_learnt_on_the_layers_above_the_split_alone(
+    base: Path, tmp_path: Path
+) -> None:
+    out = train_on(base, tmp_path).out
+    names = safetensors.torch.load_file(out / "adapter_model.safetensors")
+    adapted = {name.split("layer.")[1][0] for name in names if "lora_" in name}
+    assert adapted == {"1"}
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_padded_rows_get_what_serving_gives_them(base: Path, form: Form) -> None:
+    encoder = load_base(base, dtype=torch.float32, device="cpu")
+    local = load_local(base / form.value / FILE_NAME, encoder)
+    looked_up = LookedUp(local, encoder.config.pad_token_id, seed=0).eval()
+    ids = torch.tensor([[2, 9, 8, 7, 3], [2, 9, 3, 0, 0]])
+    out = looked_up(input_ids=ids)
+    for row, length in enumerate((5, 3)):
+        text = ids[row, :length].numpy()
+        keys = torch.from_numpy(ngrams.keys_of(text, [length]))
+        segments = Segments([length], CPU)
+        expected = local.merge(local.split_values(local.rows(keys), segments), None, segments)
+        assert torch.allclose(out[row, :length], expected, atol=1e-6)
+    assert (out[1, 3:] == 0).all()
+
+
+def test_a_row_computed_before_is_the_same_row(base: Path) -> None:
+    encoder = load_base(base, dtype=torch.float32, device="cpu")
+    local = load_local(base / "centre" / FILE_NAME, encoder)
+    cache = RowCache(local)
+    first = ngrams.keys_of([5, 6, 7, 8], [4])
+    second = ngrams.keys_of([8, 5, 6, 7, 5], [5])
+    for keys in (first, second, first):
+        assert torch.equal(cache.rows(keys), local.rows(torch.from_numpy(keys)))
+
+
+def test_neighbours_are_left_out_in_training_only(base: Path) -> None:
+    encoder = load_base(base, dtype=torch.float32, device="cpu")
+    local = load_local(base / "centre" / FILE_NAME, encoder)
+    looked_up = LookedUp(local, encoder.config.pad_token_id, seed=0)
+    ids = torch.randint(4, 30, (1, 40), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(looked_up.eval()(ids), looked_up(ids))
+    assert not torch.equal(looked_up.train()(ids), looked_up(ids))
+
+
+def test_peft_reads_the_result_onto_a_split_model(base: Path, tmp_path: Path) -> None:
+    options = train_on(base, tmp_path)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    inner = model.get_submodule(model.base_model_prefix)
+    assert options.local_encoder is not None
+    assert look_up(inner, base, options.local_encoder, device=CPU, seed=0) == 1
+    loaded = peft.PeftModel.from_pretrained(model, options.out).eval()
+    with torch.inference_mode():
+        logits = loaded(input_ids=torch.tensor([[2, 9, 8, 7, 3]])).logits
+    assert torch.isfinite(logits).all()
+
+
+def test_a_file_that_is_no_local_encoder_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument):
+        look_up(
+            transformers.AutoModel.from_pretrained(base),
+            base,
+            base / "model.safetensors",
+            device=CPU,
+            seed=0,
+        )
