@@ -15,11 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
 
 # HMI_BENCH_OUT keeps a run apart from those before it.
 OUT = Path(os.environ.get("HMI_BENCH_OUT") or Path(__file__).parent / "out")
 RESAMPLES = 2_000
 MIN_REPEATS = 7
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,12 @@ def _percentiles(value: float, resampled: list[float]) -> Estimate:
 
 
 def alternate(
-    subjects: Mapping[str, Callable[[], float]], *, repeats: int = 15, warmup: int = 3
-) -> dict[str, list[float]]:
+    subjects: Mapping[str, Callable[[], S]], *, repeats: int = 15, warmup: int = 3
+) -> dict[str, list[S]]:
     """Samples of each subject, taken in turns, the first of a turn changing.
 
     Args:
-        subjects: By name, what measures itself once and returns seconds (or another unit). Enter
+        subjects: By name, what measures itself once and returns seconds (or something else). Enter
             one twice, under two names, for an A/A pair: the noise floor of a ratio.
         repeats: Turns that count, at least seven.
         warmup: Turns before those.
@@ -158,7 +161,7 @@ def alternate(
     if repeats < MIN_REPEATS:
         raise ValueError(f"{repeats} repeats are too few to be believed")
     names = list(subjects)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[S]] = {name: [] for name in names}
     for turn in range(warmup + repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
