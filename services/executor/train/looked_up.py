@@ -65,7 +65,11 @@ class LookedUp(nn.Module):
         self._rng = np.random.default_rng(seed)
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor | None = None, **_unused: Any
+        self,
+        input_ids: Tensor,
+        *_unused: Any,
+        token_type_ids: Tensor | None = None,
+        **_options: Any,
     ) -> Tensor:
         """int64 `[rows, seq]` padded at the end, to float32 `[rows, seq, hidden]`; padding is 0."""
         is_text = (input_ids != self._pad_id).cpu()
