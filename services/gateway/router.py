@@ -120,7 +120,6 @@ class Router:
             if item.place is not Place.DONE:
                 self._drop(item)
                 metrics.cancelled.inc()
-                self._plan_pass(has_new_room=True)
 
     # What links say (LinkEvents).
 
@@ -265,6 +264,7 @@ class Router:
             self._take_out(item)
         else:
             self._executing.pop(item.item_id).cancel(item)
+            self._plan_pass(has_new_room=True)
         item.place = Place.DONE
 
     def _fail(self, item: Item, error: HmiError) -> None:

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.fair_queue import FairQueue
-from services.gateway.deadlines import Deadlines
 
 
 @dataclass(eq=False)
@@ -124,6 +123,50 @@ def test_a_pool_without_credit_holds_back_only_itself() -> None:
     assert queue.first(["x", "y"]) is None
 
 
+def test_who_is_held_back_in_a_pool_is_passed_over_until_resumed() -> None:
+    queue = FairQueue[Thing]()
+    for number, (tenant, pool) in enumerate(
+        [("flood", "base"), ("flood", "base"), ("quiet", "base"), ("flood", "other")]
+    ):
+        queue.push(Thing(number, tenant, 10, base_digest=pool))
+    first = queue.first(["base"])
+    assert first is not None
+    assert first.tenant == "flood"
+    queue.hold_back(first)
+    assert drain(queue) == [2]
+    assert drain(queue, ("other",)) == [3]
+    queue.push(Thing(4, "flood", 10))
+    assert drain(queue) == []
+    assert set(queue.pools()) == {"base"}
+    queue.resume()
+    assert drain(queue) == [0, 1, 4]
+
+
+def test_what_is_held_back_can_be_removed() -> None:
+    queue = FairQueue[Thing]()
+    item = Thing(0, "flood", 10)
+    queue.push(item)
+    queue.hold_back(item)
+    assert queue.remove(item)
+    queue.resume()
+    assert queue.first(["base"]) is None
+    with pytest.raises(ValueError, match="not its pool's first"):
+        queue.hold_back(item)
+
+
+def test_the_largest_weight_is_of_those_who_wait() -> None:
+    queue = FairQueue[Thing]()
+    assert queue.max_weight == 0.0
+    light, heavy = Thing(0, "light", 10, weight=1.0), Thing(1, "heavy", 10, weight=4.0)
+    queue.push(light)
+    queue.push(heavy)
+    assert queue.max_weight == 4.0
+    queue.remove(heavy)
+    assert queue.max_weight == 1.0
+    queue.push(Thing(2, "light", 10, weight=2.0))  # the tenant was given another weight
+    assert queue.max_weight == 2.0
+
+
 class Model:
     """The queue's rules, as plainly as they can be written."""
 
@@ -212,18 +255,6 @@ def test_the_queue_agrees_with_its_rules(
             assert queue.num_items(name) == sum(i.tenant == name for i in model.items)
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=60))
-def test_deadlines_give_exactly_what_has_passed(entries: list[tuple[int, bool]]) -> None:
-    over = {i for i, (_, is_over) in enumerate(entries) if is_over}
-    deadlines = Deadlines[int](lambda i: i in over)
-    for i, (at, _) in enumerate(entries):
-        deadlines.add(float(at), i)
-    expected = [i for i, (at, is_over) in enumerate(entries) if at <= 10 and not is_over]
-    assert sorted(deadlines.expired(10.0)) == expected
-    later = [at for at, is_over in entries if at > 10 and not is_over]
-    assert deadlines.next_at() == (min(later) if later else None)
-
-
 BATCH_ITEMS, BATCH_S = 32, 0.05
 COST = 48
 CAPACITY = BATCH_ITEMS / BATCH_S  # items a second
@@ -254,31 +285,25 @@ def poisson(tenant: str, rate: float, seconds: float, seed: int) -> list[Thing]:
 def simulate(
     arrivals: list[Thing], make: Callable[[], FairQueue[Thing] | Fifo], seconds: float
 ) -> dict[str, list[float]]:
-    """Latencies by tenant of an executor that takes a full batch at a time from the queue.
-
-    Credit of one batch ahead, as an executor gives it: two batches have left the queue.
-    """
+    """Latencies by tenant of an executor that fills each batch from the queue as it begins."""
     queue = make()
     waiting = deque(sorted(arrivals, key=lambda item: item.arrived_at))
     latencies: dict[str, list[float]] = {}
-    ready: deque[list[Thing]] = deque()
     now, number = 0.0, itertools.count()
     while now < seconds:
         while waiting and waiting[0].arrived_at <= now:
             item = waiting.popleft()
             item.item_id = next(number)
             queue.push(item)
-        while len(ready) < 2 and queue.first(["base"]) is not None:
-            batch: list[Thing] = []
-            while len(batch) < BATCH_ITEMS and (item := queue.first(["base"])) is not None:
-                queue.take(item)
-                batch.append(item)
-            ready.append(batch)
-        if not ready:
+        batch: list[Thing] = []
+        while len(batch) < BATCH_ITEMS and (first := queue.first(["base"])) is not None:
+            queue.take(first)
+            batch.append(first)
+        if not batch:
             now = waiting[0].arrived_at if waiting else seconds
             continue
         now += BATCH_S
-        for item in ready.popleft():
+        for item in batch:
             latencies.setdefault(item.tenant, []).append(now - item.arrived_at)
     return latencies
 
