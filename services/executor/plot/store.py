@@ -64,6 +64,7 @@ class TableStore:
         host_bytes: Memory for indexes. Tables in use are never dropped, so that their memory may
             exceed it for the time of a batch; a table that could never fit is refused.
         tier: Chooses hot rows, within a budget of its own.
+        idle_s: A version that no batch used for so long is dropped when hot rows are next chosen.
         on_change: Called from a loading thread after a load has ended, well or not.
         name: The base, in metrics.
     """
@@ -74,12 +75,14 @@ class TableStore:
         *,
         host_bytes: int,
         tier: HotTier,
+        idle_s: float = 300.0,
         on_change: Callable[[], None] | None = None,
         name: str = "",
     ) -> None:
         self._loader = loader
         self._host_bytes = host_bytes
         self._tier = tier
+        self._idle_s = idle_s
         self._on_change = on_change or (lambda: None)
         self._name = name
         self._lock = threading.Lock()
@@ -174,7 +177,9 @@ class TableStore:
             return frozenset(held)
 
     def refresh_hot(self) -> None:
-        """Choose hot rows anew by what was used since the last time. Slow: not for event loops."""
+        """Drop what is idle, and choose hot rows anew by what was used since the last time. Slow:
+        not for event loops."""
+        self.drop_idle(self._idle_s)
         with self._choosing:
             with self._lock:
                 nodes = self._nodes()
@@ -197,8 +202,9 @@ class TableStore:
     def _load(self, version: str) -> None:
         """Runs on a loading thread."""
         started = time.perf_counter()
+        is_new = False
         try:
-            self._publish(version, self._make(version))
+            is_new = self._publish(version, self._make(version))
         except HmiError as error:
             self._fail(version, error)
         except Exception:  # a defect of ours must not leave who waits without an answer
@@ -206,6 +212,8 @@ class TableStore:
             self._fail(version, Internal("a table could not be loaded"))
         metrics.LOAD_SECONDS.observe(time.perf_counter() - started)
         self._on_change()
+        if is_new:
+            self.refresh_hot()
 
     def _make(self, version: str) -> Table:
         manifest = self._loader.manifest(version)
@@ -224,12 +232,13 @@ class TableStore:
             self._loading[version].blobs = _blobs_of(version, manifest)
         return self._loader.table(version, manifest)
 
-    def _publish(self, version: str, table: Table) -> None:
+    def _publish(self, version: str, table: Table) -> bool:
+        """Make a table known; whether it has a node whose rows were never chosen from."""
         with self._lock:
             self._loaded[version] = _Loaded(table)
             del self._loading[version]
             self._evict(keep=version)
-        self.refresh_hot()
+        return any(len(node) and node.hot.uses is None for node in table.nodes)
 
     def _fail(self, version: str, error: HmiError) -> None:
         with self._lock:
