@@ -4,7 +4,8 @@ Knows google.rpc details; does not know any servicer. The interceptor turns thes
 
     HmiError
     ├── the caller's fault: InvalidArgument, Unauthenticated, PermissionDenied, NotFound,
-    │                       AlreadyExists, FailedPrecondition, ResourceExhausted, Cancelled
+    │                       AlreadyExists, FailedPrecondition, Aborted, ResourceExhausted,
+    │                       Cancelled
     └── ours or the moment's: Unavailable, DeadlineExceeded, DataLoss, Internal
 """
 
@@ -118,6 +119,13 @@ class FailedPrecondition(HmiError):
     default_reason = "FAILED_PRECONDITION"
 
 
+class Aborted(HmiError):
+    """Somebody else was faster: begin again from what there is now."""
+
+    code = grpc.StatusCode.ABORTED
+    default_reason = "ABORTED"
+
+
 class _Retryable(HmiError):
     """May succeed later; carries RetryInfo when the time is known."""
 
@@ -200,7 +208,7 @@ _BY_CODE: dict[int, type[HmiError]] = {
     cls.code.value[0]: cls
     for cls in (
         Unauthenticated, PermissionDenied, NotFound, AlreadyExists, FailedPrecondition,
-        ResourceExhausted, Unavailable, Cancelled, DeadlineExceeded, DataLoss, Internal,
+        Aborted, ResourceExhausted, Unavailable, Cancelled, DeadlineExceeded, DataLoss, Internal,
     )
 }  # fmt: skip
 

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from services.common.errors import InvalidArgument, NotFound, ResourceExhausted
+from services.common.errors import InvalidArgument, ResourceExhausted
 from services.common.ids import check_sha256
 from services.knowledge_store import metrics, uploads
 from services.knowledge_store.domain import BlobFile, BlobState
+from services.knowledge_store.reading import Reader, map_file
 from services.knowledge_store.uploads import Upload
 
-CHUNK_BYTES = 1 << 20
 _NUM_THREADS = 16
 
 P = ParamSpec("P")
@@ -125,7 +125,7 @@ class BlobDirectory:
             InvalidArgument: `sha256` is none, or `offset` is past the end.
         """
         check_sha256("sha256", sha256)
-        reader = await self._opened(self._run(_Reader, self._path(sha256)), _Reader.close)
+        reader = await self._opened(self._run(Reader, self._path(sha256)), Reader.close)
         try:
             if offset > reader.size_bytes:
                 raise InvalidArgument("offset", f"the blob has {reader.size_bytes} bytes")
@@ -137,6 +137,22 @@ class BlobDirectory:
                     return
         finally:
             self._threads.submit(reader.close)
+
+    async def read_all(self, sha256: str) -> bytes:
+        """A whole blob.
+
+        Raises:
+            NotFound: There is no such blob.
+        """
+        return bytes(await self.mapped(sha256))
+
+    async def mapped(self, sha256: str) -> memoryview:
+        """A whole blob, its bytes read as they are used; it outlives the blob's deletion.
+
+        Raises:
+            NotFound: There is no such blob.
+        """
+        return await self._run(map_file, self._path(sha256))
 
     async def list(self) -> list[BlobFile]:
         """Every complete blob."""
@@ -238,30 +254,6 @@ class BlobDirectory:
                     path.unlink()
                     num_deleted += 1
         return num_deleted
-
-
-class _Reader:
-    """An open blob. Reading and closing may come from different threads."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._descriptor: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise NotFound(f"there is no blob {path.name}") from None
-        self._lock = threading.Lock()
-        self.size_bytes = os.fstat(self._descriptor).st_size
-
-    def read(self, offset: int) -> bytes:
-        with self._lock:
-            if self._descriptor is None:
-                return b""
-            return os.pread(self._descriptor, CHUNK_BYTES, offset)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Deletes blobs that nothing holds any more, and uploads that nobody resumes.
 
-Knows who may hold a blob: a base, a version, a member's lease, or whoever just wrote or asked for
-it. Does not know what blobs hold.
+Knows who may hold a blob: a base, a version, a domain's tables, a member's lease, or whoever
+just wrote or asked for it. Does not know what blobs hold.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from services.common.errors import Unavailable
 from services.knowledge_store import metrics
 from services.knowledge_store.blobs import BlobDirectory, now
+from services.knowledge_store.domains.holding import Manifests, domain_blobs
 from services.knowledge_store.leases import Leases
 from services.knowledge_store.metadata.database import Database
 
@@ -22,9 +23,9 @@ logger = logging.getLogger(__name__)
 class Collector:
     """Collects from time to time.
 
-    A blob goes when, for `grace_s` seconds on end, no base, version or lease held it and nobody
-    asked for it. The time begins anew with the process, since leases name their blobs again only
-    after a restart.
+    A blob goes when, for `grace_s` seconds on end, no base, version, domain or lease held it and
+    nobody asked for it. The time begins anew with the process, since leases name their blobs again
+    only after a restart.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Collector:
     ) -> None:
         self._database = database
         self._blobs = blobs
+        self._manifests = Manifests(blobs)
         self._leases = leases
         self._interval_s = interval_s
         self._grace_s = grace_s
@@ -84,12 +86,17 @@ class Collector:
             return await self._blobs.delete(sha256, unused_since=now() - self._grace_s)
 
     async def _referenced(self) -> set[str]:
-        """sha256 of every blob of a base or a version."""
+        """sha256 of every blob of a base, a version or a domain."""
+        referenced = await self._database.change(domain_blobs)
+        manifests: set[str] = set()
         _, changes = await self._database.snapshot()
-        referenced: set[str] = set()
         for change in changes:
             if change.HasField("version"):
                 referenced.add(change.version.digest)
+                if not change.version.follow:
+                    manifests.add(change.version.table_version)
+            elif change.HasField("domain"):
+                manifests.add(change.domain.table_version)
             elif change.HasField("base"):
                 referenced.update(file.sha256 for file in change.base.files)
-        return referenced
+        return referenced | manifests | await self._manifests.blobs(manifests - {""})

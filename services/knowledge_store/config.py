@@ -45,6 +45,45 @@ class StoreSettings(ServiceSettings):
         86_400.0, gt=0, description="How long an interrupted upload can be resumed."
     )
 
+    domain_byte_budget: int = Field(
+        64 << 20, gt=0, description="Bytes of values a domain's own rows may take by default."
+    )
+    domain_half_life_tokens: int = Field(
+        1_000_000, gt=0, description="Tokens after which a domain's counts weigh half by default."
+    )
+    domain_update_s: float = Field(
+        0.0, ge=0, description="Time between scheduled updates of all domains; 0 makes none."
+    )
+    domain_update_timeout_s: float = Field(
+        3_600.0, gt=0, description="An update that nobody works on is rolled back at this age."
+    )
+    domain_min_tenants: int = Field(
+        3, ge=1, description="Tenants that must send an n-gram before a shared domain learns it."
+    )
+    domain_max_changed: float = Field(
+        0.05, gt=0, le=1, description="Share of a shared domain's rows that one update may change."
+    )
+    max_domains: int = Field(1_000, gt=0, description="Domains of one base.")
+    max_tenant_domains: int = Field(32, gt=0, description="Domains that are one tenant's own.")
+    work_rows: int = Field(
+        1 << 18, gt=0, description="Rows of a table that an executor materialises at once."
+    )
+    work_lease_ms: int = Field(
+        30_000, gt=0, description="Rows whose executor is not heard of for so long go to another."
+    )
+    counts_keys: int = Field(
+        1 << 18, gt=0, description="N-grams whose counts are kept for one tenant in one domain."
+    )
+    counts_total_keys: int = Field(
+        1 << 23, gt=0, description="N-grams whose counts are kept in all; each takes 16 bytes."
+    )
+    counts_snapshot_s: float = Field(
+        10.0, gt=0, description="Time between writes of the n-gram counts to disk."
+    )
+    store_failpoints: str = Field(
+        "", description="Test facility, see services/common/failpoints.py. Empty: off."
+    )
+
     @model_validator(mode="after")
     def _grace_covers_a_lease(self) -> Self:
         """After a restart the held blobs are unknown until each member has renewed once."""

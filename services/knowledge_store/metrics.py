@@ -10,3 +10,11 @@ blobs_collected_total = Counter("hmi_store_blobs_collected_total", "Blobs delete
 revision = Gauge("hmi_store_revision", "Latest revision of the metadata.")
 watchers = Gauge("hmi_store_watchers", "Watches being served.")
 members = Gauge("hmi_store_members", "Gateways and executors with a lease.")
+domain_updates_total = Counter(
+    "hmi_domain_updates_total", "Updates of domain tables that ended.", ["outcome"]
+)
+domain_work = Gauge("hmi_domain_work", "Pieces of rows that wait to be materialised.")
+domains = Gauge("hmi_domains", "Nodes of all domain trees.")
+domain_observations_total = Counter(
+    "hmi_domain_observations_total", "Messages of n-gram counts taken, repeats left out."
+)

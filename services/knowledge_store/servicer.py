@@ -1,21 +1,24 @@
 """KnowledgeService: parse, call, reply.
 
-Knows the protos; what happens is in `metadata/`, `blobs`, `leases` and `watch`.
+Knows the protos; what happens is in `metadata/`, `domains/`, `blobs`, `leases` and `watch`.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc.aio
 
 from hmi.admin.v1 import resources_pb2 as rpb
+from hmi.admin.v1.domain_pb2 import DomainChange
+from hmi.knowledge.v1 import domain_pb2 as dpb
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceServicer
 from services.common.errors import HmiError, InvalidArgument
 from services.knowledge_store.blobs import BlobDirectory
+from services.knowledge_store.domains.forest import Forest
 from services.knowledge_store.leases import Leases
 from services.knowledge_store.metadata.bases import Bases
 from services.knowledge_store.metadata.models import Models
@@ -39,6 +42,7 @@ class Parts:
     leases: Leases
     quotas: Quotas
     watches: Watches
+    forest: Forest
     lease_ms: int
 
 
@@ -122,6 +126,52 @@ class KnowledgeServicer(KnowledgeServiceServicer):
     ) -> AsyncIterator[pb.ReadBlobResponse]:
         async for size_bytes, data in self._parts.blobs.read(request.sha256, request.offset):
             yield pb.ReadBlobResponse(size_bytes=size_bytes, data=data)
+
+    async def CreateDomain(self, request: dpb.CreateDomainRequest, context: Context) -> Any:
+        domain = await self._parts.forest.nodes.create(
+            request.domain, request.counts_sha256, request.request_id
+        )
+        return dpb.CreateDomainResponse(domain=domain)
+
+    async def SetDomain(self, request: dpb.SetDomainRequest, context: Context) -> Any:
+        return dpb.SetDomainResponse(domain=await self._parts.forest.nodes.set(request))
+
+    async def DeleteDomain(self, request: dpb.DeleteDomainRequest, context: Context) -> Any:
+        await self._parts.forest.nodes.delete(request.base, request.path)
+        return dpb.DeleteDomainResponse()
+
+    async def UpdateDomains(self, request: dpb.UpdateDomainsRequest, context: Context) -> Any:
+        update_id, changes = await self._parts.forest.updates.update(
+            request.base, request.path, is_dry_run=request.is_dry_run
+        )
+        return dpb.UpdateDomainsResponse(
+            update_id=update_id, changes=[DomainChange(**asdict(change)) for change in changes]
+        )
+
+    async def RollBackDomain(self, request: dpb.RollBackDomainRequest, context: Context) -> Any:
+        domain = await self._parts.forest.nodes.roll_back(request.base, request.path)
+        return dpb.RollBackDomainResponse(domain=domain)
+
+    async def GetDomainStats(self, request: dpb.GetDomainStatsRequest, context: Context) -> Any:
+        return dpb.GetDomainStatsResponse(
+            nodes=await self._parts.forest.statistics.of(request.base)
+        )
+
+    async def Observe(self, request: dpb.ObserveRequest, context: Context) -> Any:
+        await self._parts.forest.observing.observe(request)
+        return dpb.ObserveResponse()
+
+    async def LeaseWork(self, request: dpb.LeaseWorkRequest, context: Context) -> Any:
+        work = await self._parts.forest.work.lease(
+            request.executor_id, request.base_digests, request.work_id
+        )
+        return dpb.LeaseWorkResponse(work=work)
+
+    async def CompleteWork(self, request: dpb.CompleteWorkRequest, context: Context) -> Any:
+        is_committed = await self._parts.forest.work.complete(
+            request.work_id, request.lease_token, request.expected_version, request.segments
+        )
+        return dpb.CompleteWorkResponse(is_committed=is_committed)
 
     async def Register(self, request: pb.RegisterRequest, context: Context) -> Any:
         await self._parts.leases.register(request.member)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import grpc.aio
 
@@ -20,7 +21,10 @@ from services.common.server import RunningServer, serve
 from services.knowledge_store.blobs import BlobDirectory
 from services.knowledge_store.collector import Collector
 from services.knowledge_store.config import StoreSettings
+from services.knowledge_store.domains.forest import Forest
 from services.knowledge_store.embedded import EmbeddedValkey
+from services.knowledge_store.frequency import Frequencies
+from services.knowledge_store.frequency.snapshots import Snapshots
 from services.knowledge_store.leases import Leases
 from services.knowledge_store.lock import locked_directory
 from services.knowledge_store.metadata import Database
@@ -59,7 +63,14 @@ async def running_store(settings: StoreSettings) -> AsyncIterator[RunningServer]
         blobs = BlobDirectory(settings.data_dir, max_blob_bytes=settings.max_blob_bytes)
         stack.callback(blobs.close)
         await blobs.open()
-        parts = _parts(settings, database, blobs)
+        snapshots = Snapshots(
+            settings.data_dir / "frequencies.npz", interval_s=settings.counts_snapshot_s
+        )
+        frequencies = Frequencies(
+            max_keys=settings.counts_keys, max_total_keys=settings.counts_total_keys,
+            state=snapshots.load(),
+        )  # fmt: skip
+        parts = _parts(settings, database, blobs, frequencies)
         if admin_key := settings.admin_key.get_secret_value():
             await parts.tenants.set_admin_key(hashlib.sha256(admin_key.encode()).digest())
         await parts.leases.load()
@@ -67,7 +78,8 @@ async def running_store(settings: StoreSettings) -> AsyncIterator[RunningServer]
             database, blobs, parts.leases, interval_s=settings.gc_interval_s,
             grace_s=settings.gc_grace_s, upload_age_s=settings.upload_age_s,
         )  # fmt: skip
-        for work in (parts.watches.run, parts.leases.run, collector.run):
+        runs = (parts.watches.run, parts.leases.run, parts.forest.updates.run, collector.run)
+        for work in (*runs, partial(snapshots.run, frequencies)):
             await stack.enter_async_context(_background(work))
 
         def add(server: grpc.aio.Server) -> None:
@@ -97,11 +109,14 @@ async def _database(settings: StoreSettings, stack: AsyncExitStack) -> Database:
     return database
 
 
-def _parts(settings: StoreSettings, database: Database, blobs: BlobDirectory) -> Parts:
+def _parts(
+    settings: StoreSettings, database: Database, blobs: BlobDirectory, frequencies: Frequencies
+) -> Parts:
     ttl_s = settings.request_id_ttl_s
+    forest = Forest.build(settings, database, blobs, frequencies)
     return Parts(
         tenants=Tenants(database, request_id_ttl_s=ttl_s),
-        bases=Bases(database, blobs.sizes),
+        bases=Bases(database, blobs.sizes, forest.roots),
         versions=Versions(
             database, blobs.sizes, max_models=settings.max_models, request_id_ttl_s=ttl_s
         ),
@@ -110,6 +125,7 @@ def _parts(settings: StoreSettings, database: Database, blobs: BlobDirectory) ->
         leases=Leases(database, lease_ms=settings.lease_ms),
         quotas=Quotas(time.monotonic),
         watches=Watches(database, sign_of_life_s=settings.sign_of_life_s),
+        forest=forest,
         lease_ms=settings.lease_ms,
     )
 

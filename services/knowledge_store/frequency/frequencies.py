@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.knowledge_store.frequency.sketch import Sketch
@@ -121,17 +121,19 @@ class Frequencies:
         with self._lock:
             return list(self._lookups.get((base, path), [0] * NUM_LOOKUP_KINDS))
 
-    def retain(self, domains: set[tuple[str, str]], tenants: set[str]) -> None:
-        """Forget every other domain's (base and path) and tenant's counts."""
+    def retain(
+        self, domains: Collection[tuple[str, str]], is_kept: Callable[[Stream], bool]
+    ) -> None:
+        """Forget every other domain (base and path), and the streams that are not kept."""
         with self._lock:
             held = self._state
             before = len(held.sketches) + len(held.clocks)
             for stream in list(held.sketches):
-                if (stream.base, stream.path) not in domains or stream.tenant not in tenants:
+                if (stream.base, stream.path) not in domains or not is_kept(stream):
                     del held.sketches[stream]
-            for domain in set(held.clocks) - domains:
+            for domain in held.clocks.keys() - domains:
                 del held.clocks[domain]
-            for domain in set(self._lookups) - domains:
+            for domain in self._lookups.keys() - domains:
                 del self._lookups[domain]
             self.num_changes += before != len(held.sketches) + len(held.clocks)
 

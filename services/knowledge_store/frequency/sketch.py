@@ -9,7 +9,7 @@ below the true one by at most `error`, which is at most the mass / (capacity + 1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,8 +30,8 @@ class Sketch:
         error: What a weight may be short of.
     """
 
-    keys: IntArray = NONE
-    weights: FloatArray = NONE.astype(np.float64)  # noqa: RUF009 never written to
+    keys: IntArray = field(default_factory=lambda: NONE)
+    weights: FloatArray = field(default_factory=lambda: np.empty(0))
     num_tokens: float = 0.0
     error: float = 0.0
 

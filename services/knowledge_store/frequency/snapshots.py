@@ -17,6 +17,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+
 from services.knowledge_store.frequency.frequencies import Frequencies, State, Stream
 from services.knowledge_store.frequency.sketch import Sketch
 
@@ -90,13 +91,12 @@ def _write(path: Path, state: State) -> None:
         "clocks": [[base, at, clock] for (base, at), clock in state.clocks.items()],
         "seen": [[executor, epoch, last] for (executor, epoch), last in state.seen.items()],
     }  # fmt: skip
-    tensors = {
-        "keys": np.concatenate([np.empty(0, np.int64), *(s.keys for s in sketches)]),
-        "weights": np.concatenate([np.empty(0), *(s.weights for s in sketches)]),
-    }
+    keys = np.concatenate([np.empty(0, np.int64), *(s.keys for s in sketches)])
+    weights = np.concatenate([np.empty(0), *(s.weights for s in sketches)])
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:
-        np.savez(file, described=np.frombuffer(json.dumps(described).encode(), np.uint8), **tensors)
+        text = np.frombuffer(json.dumps(described).encode(), np.uint8)
+        np.savez(file, described=text, keys=keys, weights=weights)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

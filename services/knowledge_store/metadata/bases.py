@@ -6,6 +6,7 @@ Knows what a base may be; does not know what its files hold.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.bases import base_digest, check_file_name
@@ -19,16 +20,34 @@ from services.knowledge_store.metadata.transaction import Transaction
 # sha256 in hex of blobs -> sizes of those that are complete; see BlobDirectory.sizes.
 BlobSizes = Callable[[Iterable[str]], Awaitable[dict[str, int]]]
 
+R = TypeVar("R")
+
+
+class Trees(Protocol[R]):
+    """What makes the trees of split bases; `R` is a root that is not added yet."""
+
+    async def draft(self, base: rpb.Base) -> R: ...
+
+    async def add(self, transaction: Transaction, base: rpb.Base, root: R) -> None: ...
+
+    async def delete(self, transaction: Transaction, base_name: str) -> None: ...
+
 
 class Bases:
-    """Changes of bases."""
+    """Changes of bases.
 
-    def __init__(self, database: Database, blob_sizes: BlobSizes) -> None:
+    Args:
+        trees: Makes the trees of split bases.
+    """
+
+    def __init__(self, database: Database, blob_sizes: BlobSizes, trees: Trees[Any]) -> None:
         self._database = database
         self._blob_sizes = blob_sizes
+        self._trees = trees
 
     async def put(self, base: rpb.Base) -> rpb.Base:
-        """Register a base; the same digest again is answered as it was.
+        """Register a base, if it is split with the root of its tree; the same digest again is
+        answered as it was.
 
         Raises:
             InvalidArgument: A field.
@@ -36,12 +55,14 @@ class Bases:
             FailedPrecondition: A blob is missing, or has another size.
         """
         _check_base(base)
+        held = await self._database.change(lambda transaction: _same(transaction, base))
+        if held is not None:
+            return held
+        root = await self._trees.draft(base) if base.HasField("split") else None
 
         async def put(transaction: Transaction) -> rpb.Base:
-            held = await transaction.get(BASES, base.name)
+            held = await _same(transaction, base)
             if held is not None:
-                if held.digest != base.digest:
-                    raise AlreadyExists(f"base {base.name} exists with digest {held.digest}")
                 return held
             # Under the transaction's lock, where no blob is collected.
             sizes = await self._blob_sizes(file.sha256 for file in base.files)
@@ -56,12 +77,14 @@ class Bases:
             added.CopyFrom(base)
             added.create_time.CopyFrom(timestamp())
             transaction.put(BASES, added)
+            if root is not None:
+                await self._trees.add(transaction, added, root)
             return added
 
         return await self._database.change(put)
 
     async def delete(self, name: str) -> None:
-        """Delete a base.
+        """Delete a base, with its tree if it is split.
 
         Raises:
             NotFound: The base.
@@ -77,9 +100,23 @@ class Bases:
                 raise FailedPrecondition(
                     f"{what} base {name}: delete their models first", reason="BASE_IN_USE"
                 )
+            if base.HasField("split"):
+                await self._trees.delete(transaction, name)
             transaction.delete(BASES, base)
 
         await self._database.change(delete)
+
+
+async def _same(transaction: Transaction, base: rpb.Base) -> rpb.Base | None:
+    """The base, if it is there.
+
+    Raises:
+        AlreadyExists: Its name has another digest.
+    """
+    held = await transaction.get(BASES, base.name)
+    if held is not None and held.digest != base.digest:
+        raise AlreadyExists(f"base {base.name} exists with digest {held.digest}")
+    return held
 
 
 def _check_base(base: rpb.Base) -> None:

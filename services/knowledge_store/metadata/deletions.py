@@ -7,11 +7,14 @@ room for and says whether that was all; what is left is for the next transaction
 from __future__ import annotations
 
 from hmi.admin.v1 import resources_pb2 as rpb
+from services.knowledge_store.domains.tables import delete_node
 from services.knowledge_store.metadata.kinds import (
+    DOMAINS,
     KEYS,
     MODELS,
     TENANTS,
     VERSIONS,
+    domains_of_tenant,
     keys_of,
     models_of,
     versions_of_model,
@@ -36,6 +39,8 @@ async def delete_tenant(transaction: Transaction, tenant: rpb.Tenant) -> bool:
         model = await transaction.get(MODELS, name)
         if model is not None and not await delete_model(transaction, model):
             return False
+    if not await _delete_domains(transaction, tenant.name):
+        return False
     if transaction.is_full:
         return False
     transaction.delete(TENANTS, tenant)
@@ -70,4 +75,17 @@ async def _delete_keys(transaction: Transaction, tenant: str) -> bool:
         key = await transaction.get(KEYS, name)
         if key is not None:
             transaction.delete(KEYS, key)
+    return True
+
+
+async def _delete_domains(transaction: Transaction, tenant: str) -> bool:
+    """Delete a tenant's own domains, leaves first; nobody else's version can read them."""
+    names = await transaction.names(domains_of_tenant(tenant))
+    await transaction.load(DOMAINS, names)
+    for name in reversed(names):
+        if transaction.is_full:
+            return False
+        domain = await transaction.get(DOMAINS, name)
+        if domain is not None:
+            await delete_node(transaction, domain)
     return True

@@ -8,6 +8,8 @@ Knows keys and fields; does not know what a change means.
     hmi:of:…                   set of the names of what belongs to something, kept with the hashes
     hmi:last_versions          hash: deleted model -> highest version number it gave out
     hmi:request:…              what a request_id made; expires
+    hmi:domain_tables, hmi:domain_updates, hmi:domain_work
+                               hash a kind: name -> JSON; the store's own, not in any Change
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ REVISION = "hmi:revision"
 LOG = "hmi:log"
 LOG_FIELD = b"c"
 LAST_VERSIONS = "hmi:last_versions"
+DOMAIN_TABLES = "hmi:domain_tables"
+DOMAIN_UPDATES = "hmi:domain_updates"
+DOMAIN_WORK = "hmi:domain_work"
 
 M = TypeVar("M", bound=Message)
 
@@ -86,6 +91,33 @@ def versions_of_base(base: str) -> str:
     return f"hmi:of:base-versions:{base}"
 
 
+def domain_name(base: str, path: str) -> str:
+    """A domain's field; the root's ends with the '/'."""
+    return f"{base}/{path}"
+
+
+def domains_of(base: str) -> str:
+    """Set of a base's domains."""
+    return f"hmi:of:base-domains:{base}"
+
+
+def domains_of_tenant(tenant: str) -> str:
+    """Set of a tenant's own domains; that of "" holds the shared ones."""
+    return f"hmi:of:tenant-domains:{tenant}"
+
+
+def versions_of_domain(base: str, path: str) -> str:
+    """Set of the versions that read a domain's tables."""
+    return f"hmi:of:domain-versions:{domain_name(base, path)}"
+
+
+def _version_sets(version: rpb.Version) -> list[str]:
+    sets = [versions_of_model(version.tenant, version.model), versions_of_base(version.base)]
+    if version.table_version:
+        sets.append(versions_of_domain(version.base, version.domain))
+    return sets
+
+
 def _bare_key(key: pb.Key) -> pb.Key:
     api_key = rpb.ApiKey(key_id=key.api_key.key_id, tenant=key.api_key.tenant)
     return pb.Key(api_key=api_key)
@@ -115,6 +147,14 @@ BASES = Kind(
     change=lambda base: pb.Change(base=base),
     bare=lambda base: rpb.Base(name=base.name),
 )
+DOMAINS = Kind(
+    "hmi:domains",
+    rpb.Domain,
+    name=lambda domain: domain_name(domain.base, domain.path),
+    sets=lambda domain: [domains_of(domain.base), domains_of_tenant(domain.tenant)],
+    change=lambda domain: pb.Change(domain=domain),
+    bare=lambda domain: rpb.Domain(base=domain.base, path=domain.path),
+)
 MODELS = Kind(
     "hmi:models",
     rpb.Model,
@@ -127,10 +167,7 @@ VERSIONS = Kind(
     "hmi:versions",
     rpb.Version,
     name=lambda version: version_name(version.tenant, version.model, version.number),
-    sets=lambda version: [
-        versions_of_model(version.tenant, version.model),
-        versions_of_base(version.base),
-    ],
+    sets=_version_sets,
     change=lambda version: pb.Change(version=version),
     bare=lambda version: rpb.Version(
         tenant=version.tenant, model=version.model, number=version.number
@@ -147,5 +184,5 @@ MEMBERS = Kind(
 
 # In the order of a snapshot: what others refer to comes first.
 ALL_KINDS: tuple[Kind[Message], ...] = (
-    TENANTS, KEYS, BASES, MODELS, VERSIONS, MEMBERS,  # type: ignore[assignment]
+    TENANTS, KEYS, BASES, DOMAINS, MODELS, VERSIONS, MEMBERS,  # type: ignore[assignment]
 )  # fmt: skip

@@ -83,7 +83,7 @@ class Tenants:
         return await self._database.change(create)
 
     async def update(self, tenant: rpb.Tenant) -> rpb.Tenant:
-        """Change weight and quota.
+        """Change weight, quota and whether its counts are shared.
 
         Raises:
             InvalidArgument: A field.
@@ -220,7 +220,9 @@ def _checked_tenant(tenant: rpb.Tenant) -> rpb.Tenant:
         rate = getattr(tenant.quota, field)
         if not (math.isfinite(rate) and rate >= 0):
             raise InvalidArgument(f"tenant.quota.{field}", "must be a number, 0 or more")
-    return rpb.Tenant(name=tenant.name, weight=weight, quota=tenant.quota)
+    return rpb.Tenant(
+        name=tenant.name, weight=weight, quota=tenant.quota, shares_counts=tenant.shares_counts
+    )
 
 
 def _checked_first_key(key: pb.Key, tenant: str) -> pb.Key:

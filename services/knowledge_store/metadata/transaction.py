@@ -46,6 +46,7 @@ class Transaction:
         self._written: dict[tuple[str, str], tuple[Kind[Any], Message, bool]] = {}
         self._remembered: list[tuple[str, bytes, int]] = []
         self._last_versions: dict[str, int] = {}
+        self._records: dict[tuple[str, str], bytes | None] = {}
         self._deleted_bytes = 0
 
     @property
@@ -73,6 +74,10 @@ class Transaction:
         copy.CopyFrom(held)
         return copy
 
+    async def all(self, kind: Kind[M]) -> list[M]:
+        """Every resource of a kind, as it was at the start."""
+        return [kind.parse(data) for data in await self._pipe.hvals(kind.hash_key)]
+
     async def names(self, set_key: str) -> list[str]:
         """Names in a set of `kinds`, as they were at the start."""
         return sorted(name.decode() for name in await self._pipe.smembers(set_key))
@@ -92,6 +97,28 @@ class Transaction:
         asked = list(keys)
         found = await self._pipe.mget(asked) if asked else []
         return {key: value for key, value in zip(asked, found, strict=True) if value is not None}
+
+    async def record(self, hash_key: str, name: str) -> bytes | None:
+        """A record of the store's own, which no watcher sees; None if there is none."""
+        if (hash_key, name) in self._records:
+            return self._records[hash_key, name]
+        found: bytes | None = await self._pipe.hget(hash_key, name)
+        return found
+
+    async def records(self, hash_key: str) -> dict[str, bytes]:
+        """All records of a hash, by name."""
+        found = await self._pipe.hgetall(hash_key)
+        held: dict[str, bytes] = {name.decode(): data for name, data in found.items()}
+        for (written_to, name), data in self._records.items():
+            if written_to == hash_key and data is None:
+                held.pop(name, None)
+            elif written_to == hash_key and data is not None:
+                held[name] = data
+        return held
+
+    def put_record(self, hash_key: str, name: str, data: bytes | None) -> None:
+        """Add or replace a record; None deletes it."""
+        self._records[hash_key, name] = data
 
     def put(self, kind: Kind[M], message: M) -> None:
         """Add or replace."""
@@ -124,7 +151,7 @@ class Transaction:
                 it may or may not have been done.
             InvalidArgument: The change is too large for one revision.
         """
-        if not self._written:
+        if not self._written and not self._records:
             return self.revision
         revision = self.revision + 1
         change = pb.WatchResponse(revision=revision, changes=self._changes())
@@ -142,6 +169,11 @@ class Transaction:
                 pipe.hset(kind.hash_key, name, message.SerializeToString())
             for set_key in kind.sets(message):
                 (pipe.srem if is_deleted else pipe.sadd)(set_key, name)
+        for (hash_key, name), data in self._records.items():
+            if data is None:
+                pipe.hdel(hash_key, name)
+            else:
+                pipe.hset(hash_key, name, data)
         for model, number in self._last_versions.items():
             pipe.hset(LAST_VERSIONS, model, str(number))
         for key, value, ttl_s in self._remembered:

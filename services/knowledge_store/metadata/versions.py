@@ -22,9 +22,11 @@ from services.knowledge_store.metadata.bases import BlobSizes
 from services.knowledge_store.metadata.database import Database
 from services.knowledge_store.metadata.kinds import (
     BASES,
+    DOMAINS,
     MODELS,
     TENANTS,
     VERSIONS,
+    domain_name,
     model_name,
     models_of,
 )
@@ -118,7 +120,7 @@ class _Batch:
         request_key = await _request_key(self.transaction, new)
         if request_key in self.made:
             return _repeated(self.made[request_key], new)
-        await self._check_base(new.version)
+        table_version = await self._checked_table(new.version)
         size_bytes = self._checked_size(new.version)
         model = await self._model(tenant, new.version.model)
 
@@ -126,6 +128,7 @@ class _Batch:
         version.CopyFrom(new.version)
         version.size_bytes = size_bytes
         version.number = model.last_version = model.last_version + 1
+        version.table_version = table_version
         version.create_time.CopyFrom(timestamp())
         if not new.no_activate:
             redirect(model, [rpb.TrafficTarget(version=version.number, percent=100)])
@@ -136,7 +139,9 @@ class _Batch:
             self.transaction.remember(request_key, data, ttl_s=self.request_id_ttl_s)
         return version
 
-    async def _check_base(self, version: rpb.Version) -> None:
+    async def _checked_table(self, version: rpb.Version) -> str:
+        """The table version that a version of this base and domain begins with; "" if the base is
+        not split."""
         base = await self.transaction.get(BASES, version.base)
         if base is None:
             raise NotFound(f"there is no base {version.base}", reason="BASE_NOT_FOUND")
@@ -144,6 +149,21 @@ class _Batch:
             raise FailedPrecondition(
                 f"base {version.base} has digest {base.digest}", reason="BASE_DIFFERS"
             )
+        if not base.HasField("split"):
+            if version.domain or version.follow:
+                raise InvalidArgument("version.domain", f"base {version.base} is not split")
+            return ""
+        domain = await self.transaction.get(DOMAINS, domain_name(base.name, version.domain))
+        if domain is None or domain.tenant not in ("", version.tenant):
+            raise NotFound(
+                f"base {base.name} has no domain {version.domain!r}", reason="DOMAIN_NOT_FOUND"
+            )
+        if not domain.table_version:
+            raise FailedPrecondition(
+                f"the first table of domain {version.domain!r} is still being made: retry",
+                reason="DOMAIN_NOT_READY",
+            )
+        return domain.table_version
 
     def _checked_size(self, version: rpb.Version) -> int:
         size_bytes = self.blob_sizes.get(version.digest)

@@ -8,7 +8,7 @@ it (a child stores only what its ancestors lack or encode differently).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Node:
     alpha: float
     max_rows: int
     rows: IntArray
-    kept: IntArray = NONE
+    kept: IntArray = field(default_factory=lambda: NONE)
     can_change: bool = True
     is_bounded: bool = True
 

@@ -1,0 +1,1 @@
+"""Domain trees: their nodes, their tables, and the updates that change them."""

@@ -1,0 +1,82 @@
+"""The parts that keep domain trees, put together.
+
+Knows what depends on what; does nothing itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.common.failpoints import Reach, arm
+from services.knowledge_store.blobs import BlobDirectory
+from services.knowledge_store.config import StoreSettings
+from services.knowledge_store.domains.key_blobs import KeyBlobs
+from services.knowledge_store.domains.nodes import Domains
+from services.knowledge_store.domains.observing import Observing
+from services.knowledge_store.domains.options import DomainOptions
+from services.knowledge_store.domains.planner import Planner
+from services.knowledge_store.domains.roots import Roots
+from services.knowledge_store.domains.statistics import Statistics
+from services.knowledge_store.domains.updates import Updates
+from services.knowledge_store.domains.work import FAILPOINTS, Work
+from services.knowledge_store.frequency import Frequencies
+from services.knowledge_store.metadata.database import Database
+from services.knowledge_store.tree import ChangeRules
+
+
+@dataclass(frozen=True)
+class Forest:
+    """All domain trees."""
+
+    roots: Roots
+    nodes: Domains
+    work: Work
+    updates: Updates
+    observing: Observing
+    statistics: Statistics
+
+    @classmethod
+    def build(
+        cls,
+        settings: StoreSettings,
+        database: Database,
+        blobs: BlobDirectory,
+        frequencies: Frequencies,
+    ) -> Forest:
+        """The parts on one database, blob directory and frequencies.
+
+        Raises:
+            ValueError: The settings name failpoints that there are none of.
+        """
+        options = _options(settings)
+        reach: Reach = arm(settings.store_failpoints, FAILPOINTS)
+        ttl_s = settings.request_id_ttl_s
+        key_blobs = KeyBlobs(blobs)
+        planner = Planner(database, key_blobs, blobs.sizes, frequencies, options)
+        nodes = Domains(
+            database, planner, key_blobs, blobs.sizes, options, request_id_ttl_s=ttl_s,
+            clock=frequencies.clock, on_deleted=frequencies.forget, reach=reach,
+        )  # fmt: skip
+        work = Work(database, key_blobs, blobs.sizes, options, reach=reach, request_id_ttl_s=ttl_s)
+        return cls(
+            roots=Roots(planner, key_blobs, blobs, options),
+            nodes=nodes,
+            work=work,
+            updates=Updates(database, planner, work, frequencies, options, reach=reach),
+            observing=Observing(database, frequencies, options),
+            statistics=Statistics(database, frequencies, options),
+        )
+
+
+def _options(settings: StoreSettings) -> DomainOptions:
+    return DomainOptions(
+        byte_budget=settings.domain_byte_budget,
+        half_life_tokens=settings.domain_half_life_tokens,
+        max_domains=settings.max_domains,
+        max_tenant_domains=settings.max_tenant_domains,
+        rows_per_work=settings.work_rows,
+        work_lease_s=settings.work_lease_ms / 1_000,
+        update_timeout_s=settings.domain_update_timeout_s,
+        update_interval_s=settings.domain_update_s,
+        rules=ChangeRules(settings.domain_max_changed, settings.domain_min_tenants),
+    )

@@ -1,0 +1,282 @@
+"""Work on updates: given out, renewed, completed, and in the end committed or given up.
+
+Knows leases and what completes an update; does not know how rows were chosen. Who holds what work
+is in Redis, so that a restart of the store loses no work under way; until when is in memory, as
+renewals come often: after a restart every lease begins anew.
+
+A node is in one update at a time, and nothing else changes its rows meanwhile: what an update was
+planned from still holds when it is committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from hmi.admin.v1 import resources_pb2 as rpb
+from hmi.knowledge.v1 import domain_pb2 as pb
+from services.common.errors import Aborted, FailedPrecondition, InvalidArgument
+from services.common.failpoints import Reach
+from services.common.ids import check_sha256
+from services.knowledge_store import metrics
+from services.knowledge_store.domains.key_blobs import FORM_NAMES, NUM_SLOTS, KeyBlobs, SegmentKind
+from services.knowledge_store.domains.manifests import path_to
+from services.knowledge_store.domains.options import DomainOptions
+from services.knowledge_store.domains.records import (
+    SegmentRecord,
+    Update,
+    WorkRecord,
+    delete_update,
+    get_all_work,
+    get_updates,
+    get_work,
+    put_work,
+)
+from services.knowledge_store.domains.tables import Tree, split_base
+from services.knowledge_store.metadata.bases import BlobSizes
+from services.knowledge_store.metadata.database import Database
+from services.knowledge_store.metadata.transaction import Transaction
+
+logger = logging.getLogger(__name__)
+
+FAILPOINTS = ("after_plan", "after_lease", "after_written", "before_commit", "after_commit")
+
+_MAX_ID_CHARACTERS = 128
+_MAX_SEGMENTS = 64
+
+
+class Work:
+    """All updates' work.
+
+    Args:
+        reach: Called at the failpoints.
+        request_id_ttl_s: How long a completion that was answered is answered the same again.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        key_blobs: KeyBlobs,
+        blob_sizes: BlobSizes,
+        options: DomainOptions,
+        *,
+        reach: Reach,
+        request_id_ttl_s: int,
+    ) -> None:
+        self._database = database
+        self._key_blobs = key_blobs
+        self._blob_sizes = blob_sizes
+        self._options = options
+        self._reach = reach
+        self._request_id_ttl_s = request_id_ttl_s
+        # Work id -> until when (monotonic seconds) it is whose it is.
+        self._deadlines: dict[str, float] = {}
+
+    async def lease(
+        self, executor_id: str, base_digests: Collection[str], work_id: str
+    ) -> pb.Work | None:
+        """Work for an executor, or its renewed lease of `work_id`; None if there is none.
+
+        Raises:
+            InvalidArgument: A field.
+        """
+        if not 0 < len(executor_id) <= _MAX_ID_CHARACTERS:
+            raise InvalidArgument("executor_id", f"1 to {_MAX_ID_CHARACTERS} characters")
+        for position, digest in enumerate(base_digests):
+            check_sha256(f"base_digests[{position}]", digest)
+
+        async def lease(transaction: Transaction) -> WorkRecord | None:
+            if work_id:
+                held = await get_work(transaction, work_id)
+                is_own = held is not None and held.executor_id == executor_id
+                return held if is_own and held and held.segments is None else None
+            work = [w for w in await get_all_work(transaction) if w.base_digest in base_digests]
+            for piece in work:
+                if piece.segments is None and not self._is_held(piece):
+                    token = uuid.uuid4().hex
+                    given = {"executor_id": executor_id, "token": token}
+                    leased = piece.model_copy(update=given)
+                    put_work(transaction, leased)
+                    return leased
+            return None
+
+        leased = await self._database.change(lease)
+        if leased is None:
+            return None
+        self._deadlines[leased.work_id] = time.monotonic() + self._options.work_lease_s
+        self._reach("after_lease", 1)
+        return _to_pb(leased, int(self._options.work_lease_s * 1_000))
+
+    async def complete(
+        self, work_id: str, token: str, expected_version: int, segments: Sequence[rpb.Segment]
+    ) -> bool:
+        """Take written segments; returns whether that committed the update.
+
+        Raises:
+            InvalidArgument: The segments do not hold the rows asked for.
+            FailedPrecondition: A segment's blob is missing.
+            Aborted: The lease went to another, or the update was rolled back.
+            ResourceExhausted: The disk is full; complete it again later.
+        """
+        written = [SegmentRecord.from_pb(segment) for segment in segments]
+        work = await self._database.change(lambda t: self._leased(t, work_id, token))
+        if isinstance(work, bool):
+            return work
+        if expected_version != work.expected_version:
+            raise Aborted(f"the update began from version {work.expected_version}")
+        await self._check_segments(work, written)
+
+        async def complete(transaction: Transaction) -> None:
+            held = await self._leased(transaction, work_id, token)
+            if isinstance(held, bool):
+                return
+            sizes = await self._blob_sizes(segment.sha256 for segment in written)
+            for segment in written:
+                if sizes.get(segment.sha256) != segment.size_bytes:
+                    raise FailedPrecondition(
+                        f"there is no blob {segment.sha256}: write it first",
+                        reason="BLOB_MISSING",
+                    )
+            put_work(transaction, held.model_copy(update={"segments": tuple(written)}))
+
+        await self._database.change(complete)
+        self._deadlines.pop(work_id, None)
+        self._reach("after_written", 1)
+        return work.update_id in await self.commit_written()
+
+    async def commit_written(self) -> set[str]:
+        """Commit every update whose work is done; returns their ids.
+
+        Raises:
+            ResourceExhausted: The disk is full.
+        """
+        committed: set[str] = set()
+        # What is committed may be what another update waited for.
+        while update_id := await self._database.change(self._commit_one):
+            self._reach("after_commit", 1)
+            committed.add(update_id)
+            metrics.domain_updates_total.labels("committed").inc()
+            logger.info("domains updated", extra={"update_id": update_id})
+        return committed
+
+    async def give_up(self) -> list[str]:
+        """Roll back updates that nobody works on; returns their ids. First tables stay planned."""
+
+        async def give_up(transaction: Transaction) -> list[str]:
+            oldest = time.time() - self._options.update_timeout_s
+            work = await get_all_work(transaction)
+            alive = {piece.update_id for piece in work if self._is_alive(piece)}
+            over = [
+                update
+                for update in await get_updates(transaction)
+                if not update.is_first
+                and update.start_time_s < oldest
+                and update.update_id not in alive
+            ]
+            for update in over:
+                await _roll_back(transaction, update)
+            return [update.update_id for update in over]
+
+        rolled_back = await self._database.change(give_up)
+        for update_id in rolled_back:
+            metrics.domain_updates_total.labels("rolled_back").inc()
+            logger.warning("an update was given up", extra={"update_id": update_id})
+        return rolled_back
+
+    def _is_alive(self, work: WorkRecord) -> bool:
+        return self._deadlines.get(work.work_id, 0.0) > time.monotonic()
+
+    def _is_held(self, work: WorkRecord) -> bool:
+        """Whether somebody has the work. What was leased before a restart has a new lease."""
+        if not work.token:
+            return False
+        fresh = time.monotonic() + self._options.work_lease_s
+        return self._deadlines.setdefault(work.work_id, fresh) > time.monotonic()
+
+    async def _leased(
+        self, transaction: Transaction, work_id: str, token: str
+    ) -> WorkRecord | bool:
+        """The work that `token` leases, or if it was completed whether its update is committed."""
+        done = _done_key(work_id, token)
+        if done in await transaction.recall([done]):
+            return True
+        work = await get_work(transaction, work_id)
+        if work is None or not token or work.token != token:
+            raise Aborted("the lease went to another, or the update was rolled back")
+        return work if work.segments is None else False
+
+    async def _check_segments(self, work: WorkRecord, written: Sequence[SegmentRecord]) -> None:
+        if not 0 < len(written) <= _MAX_SEGMENTS:
+            raise InvalidArgument("segments", f"1 to {_MAX_SEGMENTS}, not {len(written)}")
+        base = await self._database.change(lambda t: split_base(t, work.base))
+        form = base.split.form
+        kind = SegmentKind(work.base_digest, work.encoder_sha256, FORM_NAMES[form], work.order)
+        keys = []
+        for position, segment in enumerate(written):
+            field = f"segments[{position}]"
+            check_sha256(f"{field}.sha256", segment.sha256)
+            if segment.is_removal or segment.order != work.order:
+                raise InvalidArgument(field, f"must hold rows of order {work.order}")
+            keys.append(
+                await self._key_blobs.read_segment_keys(
+                    field, segment, kind, (NUM_SLOTS[form], base.hidden_size)
+                )
+            )
+        wanted = await self._key_blobs.read_keys(work.keys_sha256)
+        if not np.array_equal(np.concatenate(keys), wanted):
+            raise InvalidArgument("segments", "do not hold the rows asked for, in their order")
+
+    async def _commit_one(self, transaction: Transaction) -> str:
+        """Commit the oldest update that can be; returns its id, or nothing."""
+        work = {piece.work_id: piece for piece in await get_all_work(transaction)}
+        for update in await get_updates(transaction):
+            own = [work[work_id] for node in update.nodes for work_id in node.work_ids]
+            if any(piece.segments is None for piece in own):
+                continue
+            tree = await Tree.load(transaction, update.base)
+            if not _has_ready_ancestors(tree, update):
+                continue
+            for part in update.nodes:
+                written = [s for work_id in part.work_ids for s in work[work_id].segments or ()]
+                tree.commit(part, written)
+            await tree.name_versions([part.path for part in update.nodes], self._key_blobs.write)
+            delete_update(transaction, update)
+            for piece in own:
+                done = _done_key(piece.work_id, piece.token)
+                transaction.remember(done, b"", ttl_s=self._request_id_ttl_s)
+            self._reach("before_commit", 1)
+            return update.update_id
+        return ""
+
+
+def _has_ready_ancestors(tree: Tree, update: Update) -> bool:
+    """Whether everything above an update's nodes is past its first update."""
+    own = {part.path for part in update.nodes}
+    above = {path for part in update.nodes for path in path_to(part.path)} - own
+    return all(tree.tables[path].is_ready for path in above)
+
+
+async def _roll_back(transaction: Transaction, update: Update) -> None:
+    delete_update(transaction, update)
+    tree = await Tree.load(transaction, update.base)
+    for part in update.nodes:
+        node = tree.node(part.path)
+        node.is_updating = False
+        tree.put(node)
+
+
+def _done_key(work_id: str, token: str) -> str:
+    return f"hmi:request:work:{work_id}:{token}"
+
+
+def _to_pb(work: WorkRecord, lease_ms: int) -> pb.Work:
+    return pb.Work(
+        work_id=work.work_id, base_digest=work.base_digest, path=work.path,
+        encoder_sha256=work.encoder_sha256, order=work.order, keys_sha256=work.keys_sha256,
+        num_entries=work.num_entries, expected_version=work.expected_version,
+        lease_token=work.token, lease_ms=lease_ms,
+    )  # fmt: skip
