@@ -45,6 +45,7 @@ class FakeExecutor(ExecutorServiceServicer):
         self.submits: list[pb.Submit] = []
         self.cancels: list[int] = []
         self.hints: list[str] = []
+        self.hinted_tables: list[str] = []
         self.resident: list[str] = []
         self.port = 0
         self.num_answered = 0
@@ -90,6 +91,7 @@ class FakeExecutor(ExecutorServiceServicer):
                     self.cancels.append(command.cancel.item_id)
                 elif kind == "hint":
                     self.hints.append(command.hint.key.digest)
+                    self.hinted_tables.append(command.hint.table_version)
 
     async def WatchStatus(
         self, _request: Any, _context: Any
