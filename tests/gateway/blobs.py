@@ -10,11 +10,18 @@ import numpy as np
 from safetensors.numpy import save
 
 
-def lora_blob(seed: int = 0, *, hidden: int = 32, labels: int = 3, **changes: Any) -> bytes:
-    """A packed PEFT LoRA on query and value of two layers. `changes` go into adapter_config."""
+def lora_blob(
+    seed: int = 0,
+    *,
+    hidden: int = 32,
+    labels: int = 3,
+    layers: tuple[int, ...] = (0, 1),
+    **changes: Any,
+) -> bytes:
+    """A packed PEFT LoRA on query and value of these layers. `changes` go into adapter_config."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
-    for layer in range(2):
+    for layer in layers:
         for target in ("query", "value"):
             name = f"base_model.model.bert.encoder.layer.{layer}.attention.self.{target}"
             tensors[f"{name}.lora_A.weight"] = rng.normal(size=(4, hidden)).astype("f4")
@@ -25,7 +32,8 @@ def lora_blob(seed: int = 0, *, hidden: int = 32, labels: int = 3, **changes: An
         tensors["base_model.model.classifier.bias"][0] = np.nan
     config = {
         "peft_type": "LORA", "task_type": "SEQ_CLS", "r": 4, "lora_alpha": 8,
-        "target_modules": ["query", "value"], "modules_to_save": ["classifier"], "bias": "none",
+        "target_modules": ["query", "value"], "layers_to_transform": list(layers),
+        "modules_to_save": ["classifier"], "bias": "none",
         **changes,
     }  # fmt: skip
     meta = {
