@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class BlobReader:
             raise FailedPrecondition(
                 f"blob {sha256} cannot be used: {error.message}", reason=error.reason
             ) from error
-        except (TimeoutError, OSError) as error:
+        except (TimeoutError, CancelledError, OSError) as error:
             raise Unavailable(f"blob {sha256} cannot be read now") from error
 
     def read(self, sha256: str) -> bytes:
