@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 Document = list[str]
 
 _UNSEEN = re.compile(
-    r"<!--.*?-->|<(script|style|head|pre|nav|svg|math|programlisting|screen|code-block)\b.*?</\1\s*>",
+    r"<!--.*?-->"
+    r"|<(script|style|head|pre|nav|svg|math|programlisting|screen|code-block)\b.*?</\1\s*>",
     re.S | re.I,
 )
 _INLINE = (
-    "a|abbr|acronym|app|b|big|catchWord|cite|cmd|code|dfn|em|file|font|foreign|gui|guiseq|hi|i|input|"
-    "ins|kbd|key|keyseq|link|mark|option|output|q|s|samp|scripRef|small|span|strong|sub|sup|sys|"
-    "transChange|tt|u|var|w"
+    "a|abbr|acronym|app|b|big|catchWord|cite|cmd|code|dfn|divineName|em|file|font|foreign|gui|"
+    "guiseq|hi|i|input|ins|kbd|key|keyseq|link|mark|option|output|q|rdg|reference|s|samp|"
+    "scripRef|seg|small|span|strong|sub|sup|sys|transChange|tt|u|var|w"
 )
 _INLINE_TAG = re.compile(rf"</?(?:{_INLINE})(?:\s[^<>]*)?/?>", re.I)
 _TAG = re.compile(r"<[^<>]*>")
@@ -108,8 +109,8 @@ def _sense(headword: str, text: str) -> str:
 
 
 def read_fortunes(data: bytes) -> Iterator[Document]:
-    """Cookies parted by lines of one percent sign; each is a document."""
-    for cookie in _decode(data).split("\n%\n"):
+    """Cookies parted by lines of percent signs; each is a document."""
+    for cookie in re.split(r"\n%+\n", _decode(data)):
         yield _paragraphs(cookie)
 
 

@@ -103,7 +103,7 @@ def _files(path: Path, patterns: Sequence[str], skip: Sequence[str]) -> Iterator
         return
     command = ["dpkg-deb", "--fsys-tarfile", str(path)]
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
         tarfile.open(fileobj=process.stdout, mode="r|") as tar,
     ):
         yield from _members(tar, wanted)
