@@ -222,6 +222,7 @@ _NAMES: dict[str, Callable[[Any], str]] = {
     "tenant": lambda tenant: tenant.name,
     "key": lambda key: key.api_key.key_id,
     "base": lambda base: base.name,
+    "domain": lambda domain: f"{domain.base}/{domain.path}",
     "model": lambda model: f"{model.tenant}/{model.name}",
     "version": lambda version: f"{version.tenant}/{version.model}/{version.number}",
     "member": lambda member: member.member_id,

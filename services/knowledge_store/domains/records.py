@@ -74,7 +74,7 @@ class Corpus(Record):
         sha256: The counts' blob.
         clock: The domain's clock (tokens) when they were given.
         num_tokens: Tokens counted.
-        is_whole: They name every n-gram of their corpus; else it has more than they name.
+        is_whole: They name every n-gram of their corpus; else those that should have a row.
     """
 
     sha256: str

@@ -13,6 +13,7 @@ import numpy as np
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.ngram_counts import NgramCounts
 from services.common.ngrams import MAX_ORDER, order_of
+from services.knowledge_store.domains.options import DEFAULT_ALPHA
 from services.knowledge_store.domains.records import Corpus, Table
 from services.knowledge_store.domains.tables import is_below
 from services.knowledge_store.frequency.frequencies import decay
@@ -39,8 +40,9 @@ def corpus_source(corpus: Corpus, counts: NgramCounts, passed: float, half_life:
     keys = counts.keys[is_counted]
     factor = decay(passed, half_life)
     weights: FloatArray = counts.counts[is_counted].astype(np.float64) * factor
-    num_tokens = 0.0 if corpus.is_whole else counts.num_tokens * factor
-    return Source("", keys, weights, _totals(keys, weights, num_tokens))
+    totals = _totals(keys, weights, 0.0)
+    # The list that an encoder came with is the share of its corpus that the default alpha covers.
+    return Source("", keys, weights, totals if corpus.is_whole else totals / DEFAULT_ALPHA)
 
 
 def traffic_source(tenant: str, sketch: Sketch) -> Source:
