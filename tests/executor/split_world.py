@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.torch
@@ -39,6 +40,9 @@ from services.executor.plot.segment import SegmentKind, write_segments
 from tests import tiny
 from tests.executor.scripted_store import ScriptedStore, scripted_store
 
+if TYPE_CHECKING:
+    from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
+
 SPLIT = 1
 VOCAB = len(tiny.WORDS) + 4
 CPU = torch.device("cpu")
@@ -51,6 +55,7 @@ class World:
 
     directory: Path
     store: ScriptedStore
+    stub: KnowledgeServiceAsyncStub
     files: BlobFiles
     loader: Loader
     protos: dict[str, resources_pb2.Base] = field(default_factory=dict)
@@ -232,7 +237,7 @@ async def split_world(directory: Path, form: Form = Form.CENTRE) -> AsyncIterato
     async with scripted_store() as (store, stub):
         blob_files = BlobFiles(BlobCache(directory / "cache", Blobs(stub)))
         loader = Loader(settings, blob_files, on_change=lambda: None)
-        world = World(directory, store, blob_files, loader)
+        world = World(directory, store, stub, blob_files, loader)
         world.protos = {"minilm": unsplit, "hminilm": split}
         yield world
         for loaded in world.bases.values():
