@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +17,8 @@ app = typer.Typer(help="Tenants (admin).", rich_markup_mode=None)
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 
 _QUOTA = "Quota; 0 is the default."
-_COLUMNS = ("tenant", "weight", "requests/s", "tokens/s", "queued", "models", "created")
+_COLUMNS = ("tenant", "weight", "requests/s", "tokens/s", "queued", "models", "shares", "created")
+_SHARES = "Whether its n-gram counts may shape tables that others share."
 
 
 @command(app, "create")
@@ -28,11 +30,14 @@ def create(
     tokens_per_second: Annotated[float, typer.Option(min=0, help=_QUOTA)] = 0.0,
     max_queued_items: Annotated[int, typer.Option(min=0, max=MAX_UINT32, help=_QUOTA)] = 0,
     max_models: Annotated[int, typer.Option(min=0, max=MAX_UINT32, help=_QUOTA)] = 0,
+    shares_counts: Annotated[bool, typer.Option("--shares-counts", help=_SHARES)] = False,
 ) -> None:
     """Create a tenant and print its key, this once."""
     quota = Quota(requests_per_second, tokens_per_second, max_queued_items, max_models)
     with session.client() as client:
-        created = client.create_tenant(name, weight=weight, quota=quota)
+        created = client.create_tenant(
+            name, weight=weight, quota=quota, shares_counts=shares_counts
+        )
     if created.key is None:
         raise AlreadyExists(
             f"tenant {name} was made, but its key was lost on the way: "
@@ -43,6 +48,43 @@ def create(
         return
     note(f"tenant {name} created; its key, shown this once:")
     print(created.key.secret)
+
+
+@command(app, "set")
+def set_(
+    session: Session,
+    name: Name,
+    weight: Annotated[float | None, typer.Option(min=0, help="Share of the accelerator.")] = None,
+    requests_per_second: Annotated[float | None, typer.Option(min=0, help=_QUOTA)] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(min=0, help=_QUOTA)] = None,
+    max_queued_items: Annotated[
+        int | None, typer.Option(min=0, max=MAX_UINT32, help=_QUOTA)
+    ] = None,
+    max_models: Annotated[int | None, typer.Option(min=0, max=MAX_UINT32, help=_QUOTA)] = None,
+    shares_counts: Annotated[
+        bool | None, typer.Option("--shares-counts/--no-shares-counts", help=_SHARES)
+    ] = None,
+) -> None:
+    """Change a tenant; what is not given stays."""
+    changes: dict[str, Any] = {
+        "requests_per_second": requests_per_second,
+        "tokens_per_second": tokens_per_second,
+        "max_queued_items": max_queued_items,
+        "max_models": max_models,
+    }
+    given = {field: value for field, value in changes.items() if value is not None}
+    with session.client() as client:
+        before = client.get_tenant(name)
+        tenant = client.update_tenant(
+            name,
+            weight=before.weight if weight is None else weight,
+            quota=dataclasses.replace(before.quota, **given),
+            shares_counts=before.shares_counts if shares_counts is None else shares_counts,
+        )
+    if session.as_json:
+        print_json(tenant)
+    else:
+        _show(session, [tenant])
 
 
 @command(app, "list")
@@ -100,6 +142,7 @@ def _show(session: Session, tenants: list[Tenant]) -> None:
                 tenant.quota.tokens_per_second or "default",
                 tenant.quota.max_queued_items or "default",
                 tenant.quota.max_models or "default",
+                "yes" if tenant.shares_counts else "no",
                 tenant.create_time,
             )
             for tenant in tenants

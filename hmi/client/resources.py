@@ -89,6 +89,8 @@ class Tenant:
     """Share of the accelerator relative to other tenants'."""
     quota: Quota
     create_time: datetime
+    shares_counts: bool
+    """Its traffic's n-gram counts may shape tables that others share."""
 
     @classmethod
     def from_pb(cls, message: resources_pb2.Tenant) -> Tenant:
@@ -97,6 +99,7 @@ class Tenant:
             message.weight,
             Quota.from_pb(message.quota),
             to_datetime(message.create_time),
+            message.shares_counts,
         )
 
 

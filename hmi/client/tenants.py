@@ -42,6 +42,7 @@ class TenantCalls:
         *,
         weight: float = 1.0,
         quota: Quota | None = None,
+        shares_counts: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> CreatedTenant:
@@ -51,6 +52,7 @@ class TenantCalls:
             name: 1 to 63 of a-z, 0-9 and '-', starting with a letter.
             weight: Share of the accelerator relative to other tenants'.
             quota: Bounds; the deployment's defaults if None.
+            shares_counts: Its traffic's n-gram counts may shape tables that others share.
             request_id: Makes a repetition by the caller safe; one is made up if None.
 
         Raises:
@@ -58,7 +60,7 @@ class TenantCalls:
             AlreadyExists: There is a tenant of that name.
         """
         request = tenant_pb2.CreateTenantRequest(
-            tenant=_tenant(name, weight, quota or Quota()),
+            tenant=_tenant(name, weight, quota or Quota(), shares_counts),
             request_id=request_id or uuid.uuid4().hex,
         )
         return CreatedTenant.from_pb(
@@ -88,15 +90,21 @@ class TenantCalls:
                 return tenants
 
     async def update_tenant(
-        self, name: str, *, weight: float, quota: Quota, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        weight: float,
+        quota: Quota,
+        shares_counts: bool = False,
+        timeout: float | None = None,
     ) -> Tenant:
-        """Set a tenant's weight and quota.
+        """Set a tenant's weight, its quota, and whether it shares its counts.
 
         Raises:
             InvalidArgument: Weight or quota.
             NotFound: There is no such tenant.
         """
-        request = tenant_pb2.UpdateTenantRequest(tenant=_tenant(name, weight, quota))
+        request = tenant_pb2.UpdateTenantRequest(tenant=_tenant(name, weight, quota, shares_counts))
         response = await self._transport.unary(self._tenants.UpdateTenant, request, timeout=timeout)
         return Tenant.from_pb(response.tenant)
 
@@ -164,5 +172,7 @@ class TenantCalls:
         )
 
 
-def _tenant(name: str, weight: float, quota: Quota) -> resources_pb2.Tenant:
-    return resources_pb2.Tenant(name=name, weight=weight, quota=quota.to_pb())
+def _tenant(name: str, weight: float, quota: Quota, shares_counts: bool) -> resources_pb2.Tenant:
+    return resources_pb2.Tenant(
+        name=name, weight=weight, quota=quota.to_pb(), shares_counts=shares_counts
+    )

@@ -19,6 +19,8 @@ from hmi.admin.v1 import (
     model_pb2,
     model_pb2_grpc,
     resources_pb2,
+    tenant_pb2,
+    tenant_pb2_grpc,
 )
 from hmi.cli.main import run, spread
 from services.common.errors import NotFound
@@ -285,3 +287,31 @@ def test_a_list_of_files_may_follow_its_option() -> None:
         "--alpha", "1", "--corpus", "d",
     ]  # fmt: skip
     assert spread(["predict", "--model", "m", "a", "b"]) == ["predict", "--model", "m", "a", "b"]
+
+
+class _Tenants(tenant_pb2_grpc.TenantServiceServicer):
+    def __init__(self) -> None:
+        self.tenant = resources_pb2.Tenant(name="acme", weight=3.0, shares_counts=True)
+        self.tenant.quota.max_models = 7
+
+    def GetTenant(self, request: Any, context: Any) -> tenant_pb2.GetTenantResponse:
+        return tenant_pb2.GetTenantResponse(tenant=self.tenant)
+
+    def UpdateTenant(self, request: Any, context: Any) -> tenant_pb2.UpdateTenantResponse:
+        self.tenant = request.tenant
+        return tenant_pb2.UpdateTenantResponse(tenant=self.tenant)
+
+
+def test_a_tenant_opts_in_to_sharing_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    servicer = _Tenants()
+    server = grpc.server(ThreadPoolExecutor(2))
+    tenant_pb2_grpc.add_TenantServiceServicer_to_server(servicer, server)
+    monkeypatch.setenv("HMI_ADDRESS", f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    monkeypatch.setenv("HMI_API_KEY", "secret")
+    server.start()
+    assert run(["tenants", "set", "acme", "--weight", "2"]) == 0
+    assert (servicer.tenant.weight, servicer.tenant.shares_counts) == (2.0, True)
+    assert run(["tenants", "set", "acme", "--no-shares-counts", "--max-models", "9"]) == 0
+    assert (servicer.tenant.weight, servicer.tenant.shares_counts) == (2.0, False)
+    assert servicer.tenant.quota.max_models == 9
+    server.stop(None)

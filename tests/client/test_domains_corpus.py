@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from hmi import corpus
+from hmi.bases import REQUIRED, SPLIT, Checkpoint
 from hmi.corpus import check_files, count_corpus
 from hmi.errors import InvalidArgument
 from services.common import ngrams
@@ -123,3 +124,22 @@ def test_beyond_its_bound_the_rarest_are_left_out(tmp_path: Path, tokenizer_file
     assert len(counts.keys) <= 400
     for key, count in as_counter(counts).items():
         assert whole[key] - undercount <= count <= whole[key]
+
+
+def test_a_checkpoint_with_what_splits_it_is_another_base(tmp_path: Path) -> None:
+    directory, shipped = tmp_path / "base", tmp_path / "shipped"
+    directory.mkdir()
+    shipped.mkdir()
+    for name in REQUIRED:
+        (directory / name).write_text(name)
+    plain = Checkpoint.of(directory)
+    for name in SPLIT:
+        (shipped / name).write_text(name)
+    beside = Checkpoint.of(directory, [shipped / name for name in SPLIT])
+    for name in SPLIT:
+        (directory / name).write_text(name)
+    inside = Checkpoint.of(directory)
+    assert beside.digest == inside.digest != plain.digest
+    names = [file.path.name for file in beside.files]
+    assert names == sorted([*REQUIRED, *SPLIT])
+    assert b"".join(beside.chunks()) == b"".join(inside.chunks())

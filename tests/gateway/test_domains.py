@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from hmi.admin.v1 import domain_pb2 as pb
-from hmi.admin.v1 import resources_pb2
+from hmi.admin.v1 import resources_pb2, tenant_pb2
 from hmi.admin.v1.domain_pb2_grpc import DomainServiceStub
+from hmi.admin.v1.tenant_pb2_grpc import TenantServiceStub
 from tests.gateway.blobs import sha256
 from tests.gateway.conftest import Stack, unique
 from tests.gateway.split import (
@@ -302,3 +303,14 @@ async def test_a_dry_run_changes_nothing(tree: Tree) -> None:
     assert (await tree.update("admin")).update_id == ""
     assert (await tree.get("admin", "news")).domain == before
     await expect(grpc.StatusCode.NOT_FOUND, tree.update("admin", "nowhere"))
+
+
+async def test_a_tenant_shares_its_counts_only_when_it_was_said(tree: Tree) -> None:
+    acme, _ = tree.tenants
+    assert not tree.stack.app.mirror.state.tenants[acme].shares_counts
+    tenants = TenantServiceStub(tree.stack.channel)
+    change = resources_pb2.Tenant(name=acme, weight=1.0, shares_counts=True)
+    request = tenant_pb2.UpdateTenantRequest(tenant=change)
+    answer = await tenants.UpdateTenant(request, metadata=tree.as_("admin"))
+    assert answer.tenant.shares_counts
+    assert tree.stack.app.mirror.state.tenants[acme].shares_counts

@@ -178,7 +178,7 @@ class UpdateTenantRequest(google.protobuf.message.Message):
     TENANT_FIELD_NUMBER: builtins.int
     @property
     def tenant(self) -> hmi.admin.v1.resources_pb2.Tenant:
-        """Name of the tenant, and its new weight and quota."""
+        """Name of the tenant, and its new weight, quota and sharing of counts."""
 
     def __init__(
         self,

@@ -120,7 +120,7 @@ class TenantServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateTenant(self, request, context):
-        """UpdateTenant changes weight and quota.
+        """UpdateTenant changes weight, quota, and whether counts are shared.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND.
         """

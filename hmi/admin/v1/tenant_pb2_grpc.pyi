@@ -47,7 +47,7 @@ class TenantServiceStub:
     Errors: INVALID_ARGUMENT (page_token).
     """
     UpdateTenant: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.tenant_pb2.UpdateTenantRequest, hmi.admin.v1.tenant_pb2.UpdateTenantResponse]
-    """UpdateTenant changes weight and quota.
+    """UpdateTenant changes weight, quota, and whether counts are shared.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND.
     """
@@ -102,7 +102,7 @@ class TenantServiceAsyncStub(TenantServiceStub):
     Errors: INVALID_ARGUMENT (page_token).
     """
     UpdateTenant: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.tenant_pb2.UpdateTenantRequest, hmi.admin.v1.tenant_pb2.UpdateTenantResponse]  # type: ignore[assignment]
-    """UpdateTenant changes weight and quota.
+    """UpdateTenant changes weight, quota, and whether counts are shared.
 
     Errors: INVALID_ARGUMENT, NOT_FOUND.
     """
@@ -178,7 +178,7 @@ class TenantServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.admin.v1.tenant_pb2.UpdateTenantRequest,
         context: _ServicerContext,
     ) -> typing.Union[hmi.admin.v1.tenant_pb2.UpdateTenantResponse, collections.abc.Awaitable[hmi.admin.v1.tenant_pb2.UpdateTenantResponse]]:
-        """UpdateTenant changes weight and quota.
+        """UpdateTenant changes weight, quota, and whether counts are shared.
 
         Errors: INVALID_ARGUMENT, NOT_FOUND.
         """

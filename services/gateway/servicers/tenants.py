@@ -42,7 +42,12 @@ def new_key(tenant: str, role: resources_pb2.Role.ValueType) -> tuple[knowledge_
 
 def _checked(given: resources_pb2.Tenant) -> resources_pb2.Tenant:
     """What of a tenant can be chosen, within its bounds."""
-    tenant = resources_pb2.Tenant(name=given.name, weight=given.weight or 1.0, quota=given.quota)
+    tenant = resources_pb2.Tenant(
+        name=given.name,
+        weight=given.weight or 1.0,
+        quota=given.quota,
+        shares_counts=given.shares_counts,
+    )
     check_name("tenant.name", tenant.name)
     if not 1e-6 <= tenant.weight <= 1e6:
         raise InvalidArgument("tenant.weight", "must be 0.000001 to 1,000,000; 0 means 1")
