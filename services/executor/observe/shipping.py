@@ -28,7 +28,8 @@ INTERVAL_S = 3.0
 COUNT_S = 0.5
 RETRY_S = 0.5
 ANSWER_S = 10.0
-MESSAGE_KEYS = 1 << 16  # 12 bytes each
+MESSAGE_KEYS = 1 << 17  # 12 bytes each
+MESSAGE_GROUPS = 1 << 12
 
 _MAX_COUNT = (1 << 32) - 1
 _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -104,42 +105,35 @@ class Shipper:
 
 
 def _pieces(counts: Mapping[Group, Counts]) -> Iterator[list[pb.TenantCounts]]:
-    """The counts in messages of at most `MESSAGE_KEYS` keys."""
+    """The counts in messages of bounded size. A group stays whole: none has so many keys, and the
+    store holds its counts against its tokens."""
     piece: list[pb.TenantCounts] = []
-    num_free = MESSAGE_KEYS
+    num_keys = 0
     for group, counted in counts.items():
-        keys = np.concatenate([sketch.keys for sketch in counted.sketches])
-        times = np.concatenate([sketch.counts for sketch in counted.sketches])
-        times = np.minimum(times, _MAX_COUNT)
-        start = 0
-        while start == 0 or start < len(keys):
-            stop = start + num_free
-            message = pb.TenantCounts(
-                base=group.base,
-                path=group.path,
-                tenant=group.tenant,
-                keys=keys[start:stop].tolist(),
-                counts=times[start:stop].tolist(),
-            )
-            if start == 0:
-                message.num_tokens = counted.num_tokens
-                message.lookups.CopyFrom(_lookups(counted))
-            piece.append(message)
-            num_free -= len(message.keys)
-            start = stop
-            if num_free <= 0:
-                yield piece
-                piece, num_free = [], MESSAGE_KEYS
+        num_keys += counted.num_keys
+        if piece and (num_keys > MESSAGE_KEYS or len(piece) == MESSAGE_GROUPS):
+            yield piece
+            piece, num_keys = [], counted.num_keys
+        piece.append(_to_pb(group, counted))
     if piece:
         yield piece
 
 
-def _lookups(counted: Counts) -> Lookups:
+def _to_pb(group: Group, counted: Counts) -> pb.TenantCounts:
     computed, unigram, bigram, trigram = (int(number) for number in counted.results)
-    return Lookups(
+    counts = np.concatenate([sketch.counts for sketch in counted.sketches])
+    return pb.TenantCounts(
+        base=group.base,
+        path=group.path,
+        tenant=group.tenant,
         num_tokens=counted.num_tokens,
-        num_trigram=trigram,
-        num_bigram=bigram,
-        num_unigram=unigram,
-        num_computed=computed,
+        keys=np.concatenate([sketch.keys for sketch in counted.sketches]).tolist(),
+        counts=np.minimum(counts, _MAX_COUNT).tolist(),
+        lookups=Lookups(
+            num_tokens=counted.num_tokens,
+            num_trigram=trigram,
+            num_bigram=bigram,
+            num_unigram=unigram,
+            num_computed=computed,
+        ),
     )
