@@ -234,15 +234,15 @@ async def test_a_refused_message_does_not_hold_up_those_after_it(counter: Counte
 async def test_many_keys_go_in_several_messages(
     counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.executor.observe.shipping.MESSAGE_KEYS", 50)
-    texts = [list(range(start, start + 5)) for start in range(20)]  # 17 n-grams each
+    monkeypatch.setattr("services.executor.observe.shipping.MESSAGE_KEYS", 40)
+    texts = [list(range(start, start + 5)) for start in range(20)]  # 16 n-grams each
     counter.observe(part([("", f"tenant-{n}", ids) for n, ids in enumerate(texts)]))
     async with scripted_store() as (store, stub):
         running = asyncio.create_task(Shipper(counter, stub, "executor-1", interval_s=0.05).run())
         await store.wait_for(lambda: summed(store.observed) == exact_counts(texts))
         running.cancel()
     sizes = [sum(len(counts.keys) for counts in request.counts) for request in store.observed]
-    assert sizes == [34] * 10
+    assert sizes == [32] * 10
     tokens = sum(counts.num_tokens for request in store.observed for counts in request.counts)
     assert tokens == 100
     assert [request.sequence for request in store.observed] == list(range(1, len(sizes) + 1))
