@@ -17,6 +17,7 @@ from services.common.errors import InvalidArgument
 from services.common.local_encoder_format import FILE_NAME, Form, check_local_encoder
 from services.common.ngram_counts import NgramCounts
 from services.executor.construct import distill as distilling
+from services.executor.construct.adapt import AdaptOptions, adapt
 from services.executor.construct.distill import Schedule, State
 from services.executor.construct.progress import Watcher
 from services.executor.construct.run import ROOT_KEYS, DistillOptions, run, unsplit_digest
@@ -170,3 +171,18 @@ def test_a_split_outside_the_base_is_refused(options: DistillOptions, split: int
     with pytest.raises(InvalidArgument) as refusal:
         run(replace(options, split=split))
     assert refusal.value.field == "split"
+
+
+def test_a_domain_adapts_what_its_parent_has(finished: DistillOptions, tmp_path: Path) -> None:
+    parent = finished.out / FILE_NAME
+    options = AdaptOptions(finished.base_dir, parent, finished.corpus, tmp_path, num_tokens=4000)
+    adapted = adapt(options)
+    config = BaseConfig.from_file(finished.base_dir / "config.json")
+    files = [
+        check_local_encoder(
+            "encoder", path.read_bytes(), config, unsplit_digest(finished.base_dir), 1 << 20
+        )
+        for path in (parent, adapted)
+    ]
+    assert files[0] == files[1]
+    assert parent.read_bytes() != adapted.read_bytes()
