@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.knowledge_store.tree.sorted_keys import NONE, FloatArray, IntArray, contains
+from services.knowledge_store.tree.sorted_keys import NONE, FloatArray, IntArray, added_up, contains
 
 # An n-gram that weighs less is forgotten: it came once, five half-lives ago.
 _FORGOTTEN = 1 / 32
@@ -47,8 +47,7 @@ class Sketch:
 
     def added(self, keys: IntArray, counts: FloatArray, num_tokens: float, capacity: int) -> Sketch:
         """With occurrences added: keys `[m]` in any order, counts `[m]`, positive."""
-        new_keys, inverse = np.unique(keys, return_inverse=True)
-        new_counts = np.bincount(inverse, counts, minlength=len(new_keys))
+        new_keys, new_counts = added_up(keys, counts)
         is_known = contains(self.keys, new_keys)
         weights = self.weights.copy()
         weights[np.searchsorted(self.keys, new_keys[is_known])] += new_counts[is_known]

@@ -28,6 +28,7 @@ from services.knowledge_store.tree.sorted_keys import (
     BoolArray,
     FloatArray,
     IntArray,
+    added_up,
     union,
     values_of,
 )
@@ -144,11 +145,10 @@ def _sum(sources: Sequence[Source]) -> tuple[IntArray, FloatArray]:
         return NONE, np.empty(0)
     if len(sources) == 1:
         return sources[0].keys, sources[0].weights
-    keys, inverse = np.unique(
-        np.concatenate([source.keys for source in sources]), return_inverse=True
+    return added_up(
+        np.concatenate([source.keys for source in sources]),
+        np.concatenate([source.weights for source in sources]),
     )
-    weights = np.concatenate([source.weights for source in sources])
-    return keys, _added_up(inverse, weights, len(keys))
 
 
 def _clipped(
@@ -173,9 +173,9 @@ def _clipped(
     limits = np.where(exempt > 0, exempt, np.inf)
     limits[is_enough] = weights[starts[is_enough] + min_tenants - 1]
     clipped = np.minimum(weights, limits[positions])
-    return _added_up(positions, clipped, len(keys)), num_senders
+    return _at_positions(positions, clipped, len(keys)), num_senders
 
 
-def _added_up(positions: IntArray, weights: FloatArray, size: int) -> FloatArray:
+def _at_positions(positions: IntArray, weights: FloatArray, size: int) -> FloatArray:
     """Weights that share a position added up: float64 `[size]`."""
     return np.asarray(np.bincount(positions, weights, minlength=size), np.float64)

@@ -23,6 +23,7 @@ from services.knowledge_store.tree.sorted_keys import (
     IntArray,
     contains,
     heaviest_first,
+    in_two,
     union,
     values_of,
     without,
@@ -144,20 +145,12 @@ def _wants(
             for child in children.get(node.path, ())
             if child.encoder == node.encoder
         ]
-        shared = _asked_twice(asked)
+        shared = in_two(*asked)
         can_rise = values_of(own.keys, can_be_stored(own, node.alpha), shared).astype(np.bool_)
         risen[node.path] = shared[can_rise]
         covered = [cover(own, order, node.alpha) for order in orders]
         wants[node.path] = union(node.kept, risen[node.path], *covered)
     return wants, risen
-
-
-def _asked_twice(wants: Sequence[IntArray]) -> IntArray:
-    """Keys that two or more of the sets hold."""
-    if len(wants) < 2:
-        return NONE
-    keys, num_times = np.unique(np.concatenate(wants), return_counts=True)
-    return keys[num_times > 1]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Knows order only; does not know what a key stands for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,37 @@ def without(keys: IntArray, others: IntArray) -> IntArray:
 
 def union(*sets: IntArray) -> IntArray:
     """The keys of any of the sets."""
-    if not sets:
-        return NONE
-    return np.unique(np.concatenate(sets))
+    ordered = _merged(sets)
+    return ordered[_is_first(ordered)]
+
+
+def in_two(*sets: IntArray) -> IntArray:
+    """The keys of at least two of the sets."""
+    ordered = _merged(sets)
+    return ordered[1:][~_is_first(ordered)[1:] & _is_first(ordered)[:-1]]
+
+
+def added_up(keys: IntArray, values: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Ascending keys without repeats, and for each the sum of its values.
+
+    `keys` may be any order; runs of ascending ones merge in linear time.
+    """
+    by_key = np.argsort(keys, kind="stable")
+    ordered = keys[by_key]
+    starts = np.flatnonzero(_is_first(ordered))
+    if not len(starts):
+        return NONE, np.empty(0)
+    return ordered[starts], np.add.reduceat(values[by_key], starts)
+
+
+def _merged(sets: Sequence[IntArray]) -> IntArray:
+    # np.unique hashes, which is several times slower than merging what is sorted already.
+    return np.sort(np.concatenate([NONE, *sets]), kind="stable")
+
+
+def _is_first(ordered: IntArray) -> BoolArray:
+    """Whether each of ascending keys differs from the one before."""
+    return np.concatenate([ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]])
 
 
 def values_of(
