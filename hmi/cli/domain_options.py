@@ -5,6 +5,7 @@ Knows texts a user types; does not know any command.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -38,6 +39,28 @@ Policy = Annotated[
 ]
 HalfLife = Annotated[
     int | None, typer.Option(min=0, help="Tokens after which a count weighs half; 0: default.")
+]
+Corpus = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE...", help="UTF-8 text, a text a line, to take n-grams from."),
+]
+BaseDir = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, help="The base's checkpoint, if not hminilm's."),
+]
+Adapt = Annotated[
+    bool, typer.Option("--adapt", help="Learn an encoder of its own from the corpus first.")
+]
+ParentEncoder = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="The parent's encoder, to adapt it."),
+]
+AdaptTokens = Annotated[int, typer.Option(min=1, help="Tokens to adapt on, counted with repeats.")]
+AdaptOut = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", file_okay=False, help="Keep the adapted encoder; a broken run goes on."
+    ),
 ]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until tables are made.")]
 Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for tables.")]

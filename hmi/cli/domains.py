@@ -10,15 +10,22 @@ from typing import Annotated
 
 import typer
 
+from hmi.cli.domain_adapt import adapted, encoder_of
 from hmi.cli.domain_counts import counted
 from hmi.cli.domain_options import (
     ROOT,
+    Adapt,
+    AdaptOut,
+    AdaptTokens,
     Alpha,
+    BaseDir,
     BaseName,
     Budget,
+    Corpus,
     Everything,
     HalfLife,
     NoWait,
+    ParentEncoder,
     Path_,
     Policy,
     Timeout,
@@ -47,14 +54,12 @@ def create(
     session: Session,
     path: Path_,
     base: BaseName = None,
-    corpus: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE...", help="UTF-8 text, a text a line, to take n-grams from."),
-    ] = None,
-    base_dir: Annotated[
-        Path | None,
-        typer.Option(exists=True, file_okay=False, help="Where the base's tokenizer.json lies."),
-    ] = None,
+    corpus: Corpus = None,
+    base_dir: BaseDir = None,
+    adapt: Adapt = False,
+    parent_encoder: ParentEncoder = None,
+    adapt_tokens: AdaptTokens = 500_000,
+    adapt_out: AdaptOut = None,
     alpha: Alpha = None,
     budget: Budget = None,
     policy: Policy = None,
@@ -71,13 +76,22 @@ def create(
     miss_policy, byte_budget = as_policy(policy), as_bytes(budget)
     with session.client() as client:
         of = _split_base(client, base)
-        _check_free(client, of.name, path)
+        parent = _free_parent(client, of.name, path)
+        encoder = None
+        if adapt:
+            if not files:
+                raise InvalidArgument("--adapt needs a --corpus", field="corpus")
+            known = encoder_of(parent, base_dir, parent_encoder)
+            encoder = adapted(
+                session, files, known, base_dir=base_dir, out=adapt_out, num_tokens=adapt_tokens
+            )
         counts = counted(session, of, files, base_dir) if files else None
         with upload_bar(path, is_quiet=is_quiet(session)) as progress:
             domain = client.create_domain(
                 of.name,
                 path,
                 counts=counts,
+                encoder=encoder,
                 miss_policy=miss_policy or MissPolicy.UNSPECIFIED,
                 alpha=alpha or 0.0,
                 byte_budget=byte_budget or 0,
@@ -218,14 +232,15 @@ def _split_base(client: Client, name: str | None) -> Base:
     raise InvalidArgument(f"--base is needed: name a split base ({known})", field="base")
 
 
-def _check_free(client: Client, base: str, path: str) -> None:
-    """Said before a corpus is counted for minutes: a parent that is missing, a path that is not."""
-    parent = path.rpartition("/")[0]
-    client.get_domain(base, parent)
+def _free_parent(client: Client, base: str, path: str) -> Domain:
+    """The parent of a new node. That it is missing, or the node is not, is said before a corpus is
+    counted for minutes.
+    """
+    parent = client.get_domain(base, path.rpartition("/")[0])
     try:
         client.get_domain(base, path)
     except NotFound:
-        return
+        return parent
     raise AlreadyExists(
         f"base '{base}' has a domain '{path}' already: `hmi domains update` fills it"
     )

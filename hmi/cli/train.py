@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hmi.bases import minilm_directory
+from hmi.bases import trained_on
 from hmi.cli.output import note, print_json
 from hmi.cli.session import Json
 from hmi.errors import HmiError, InvalidArgument
@@ -27,7 +27,21 @@ def train(
     base: Annotated[str, typer.Option(help="Name of the base.")] = DEFAULT_BASE,
     base_dir: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="The base's checkpoint; known for minilm."),
+        typer.Option(
+            exists=True, file_okay=False, help="Its checkpoint; known for minilm and hminilm."
+        ),
+    ] = None,
+    local_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="A domain's own encoder; by default the split base's.",
+        ),
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(help="The domain it will be pushed with (split bases).")
     ] = None,
     task: Annotated[str | None, typer.Option(help="By default told from the data.")] = None,
     adapter: Annotated[str, typer.Option(help="lora or ia3.")] = "lora",
@@ -51,10 +65,10 @@ def train(
     from services.executor.train.data import read_examples
     from services.executor.train.options import Task
 
-    if base_dir is None:
-        if base != DEFAULT_BASE:
-            raise InvalidArgument(f"--base-dir is needed for base {base}", field="base_dir")
-        base_dir = minilm_directory()
+    base_dir, own_encoder = trained_on(base, base_dir)
+    local_encoder = local_encoder or own_encoder
+    if domain is not None and local_encoder is None:
+        raise InvalidArgument(f"base {base} is not split: it has no domains", field="domain")
     kinds = [kind.value for kind in Adapter]
     tasks = [kind.value for kind in Task]
     if adapter not in kinds:
@@ -67,6 +81,8 @@ def train(
             base_dir=base_dir,
             base=base,
             out=out,
+            local_encoder=local_encoder,
+            domain=domain,
             task=None if task is None else Task(task),
             adapter=Adapter(adapter),
             rank=rank,

@@ -177,6 +177,8 @@ def test_a_corpus_becomes_a_domain_and_its_table_is_waited_for(
         (["create", "x", "--corpus", "missing.txt"], "missing.txt is no file"),
         (["create", "x", "--budget", "much"], "no size"),
         (["create", "x", "--policy", "guess"], "backoff or compute"),
+        (["create", "x", "--adapt"], "needs a --corpus"),
+        (["create", "x", "--adapt", "--corpus", __file__], "--parent-encoder"),
         (["stats", "nowhere"], "no domain 'nowhere'"),
         (["set", "news", "--alpha", "1.5"], "--alpha"),
     ],
