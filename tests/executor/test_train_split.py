@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def train_on(base: Path, tmp_path: Path, **others: Any) -> TrainOptions:
 def test_an_adapter_is_learnt_on_the_layers_above_the_split_alone(
     base: Path, tmp_path: Path
 ) -> None:
-    out = train_on(base, tmp_path).out
+    out = train_on(base, tmp_path, domain="news/sport").out
+    assert json.loads((out / "hmi.json").read_text())["domain"] == "news/sport"
     names = safetensors.torch.load_file(out / "adapter_model.safetensors")
     adapted = {name.split("layer.")[1][0] for name in names if "lora_" in name}
     assert adapted == {"1"}

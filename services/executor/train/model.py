@@ -87,6 +87,7 @@ class Trainee:
     ) -> None:
         self.task = task
         self.base = options.base
+        self._domain = options.domain
         self.outputs = tag_names(labels) if task is Task.TOKEN_CLASSIFICATION else labels
         self._parts = _PARTS[config.architecture]
         self.with_types = config.type_vocab_size > 1
@@ -185,6 +186,8 @@ class Trainee:
             "normalize": False,
             "base": self.base,
         }
+        if self._domain is not None:
+            hmi["domain"] = self._domain
         (out / "hmi.json").unlink(missing_ok=True)  # a half-replaced directory is not whole
         blob = safetensors.torch.save(tensors, metadata={"format": "pt"})
         (out / "adapter_model.safetensors").write_bytes(blob)

@@ -47,6 +47,8 @@ class TrainOptions:
     """Directory to write. Files of an earlier run in it are replaced."""
     local_encoder: Path | None = None
     """`local_encoder.safetensors` of a split base, whose layers below the split are not trained."""
+    domain: str | None = None
+    """Path of the domain it is made for: written down, so that a push knows it."""
     task: Task | None = None
     """None infers it from the data's columns."""
     adapter: Adapter = Adapter.LORA
