@@ -19,7 +19,7 @@ from services.knowledge_store.tree import (
     combine,
     plan_tree,
 )
-from services.knowledge_store.tree.sorted_keys import NONE, union
+from services.knowledge_store.tree.sorted_keys import NONE
 from tests.knowledge_store import tree_oracle
 from tests.knowledge_store.domain_worlds import key
 from tests.knowledge_store.test_tree_counts import KEYS, source

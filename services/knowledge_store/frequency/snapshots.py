@@ -103,7 +103,7 @@ def _write(path: Path, state: State) -> None:
 
 
 def _read(path: Path) -> State:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         described = json.loads(file["described"].tobytes())
         if described["format"] != _FORMAT:
             raise ValueError(f"format {described['format']!r}")
