@@ -49,7 +49,13 @@ def write_base(directory: Path, seed: int = 0) -> Path:
     return directory
 
 
-def write_lora(directory: Path, seed: int, num_labels: int = 3, rank: int = 4) -> Path:
+def write_lora(
+    directory: Path,
+    seed: int,
+    num_labels: int = 3,
+    rank: int = 4,
+    layers: Sequence[int] = range(LAYERS),
+) -> Path:
     """A random LoRA on query and value with a classifier, as a PEFT directory. B is not zero."""
     directory.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
@@ -58,7 +64,7 @@ def write_lora(directory: Path, seed: int, num_labels: int = 3, rank: int = 4) -
         return torch.randn(*shape, generator=generator) * scale
 
     tensors: dict[str, torch.Tensor] = {}
-    for layer in range(LAYERS):
+    for layer in layers:
         for target in ("query", "value"):
             name = f"base_model.model.bert.encoder.layer.{layer}.attention.self.{target}"
             tensors[f"{name}.lora_A.weight"] = random(rank, HIDDEN, scale=0.5)
@@ -73,6 +79,7 @@ def write_lora(directory: Path, seed: int, num_labels: int = 3, rank: int = 4) -
         "r": rank,
         "lora_alpha": 2 * rank,
         "target_modules": ["query", "value"],
+        "layers_to_transform": list(layers),
         "modules_to_save": ["classifier"],
         "bias": "none",
     }
