@@ -23,7 +23,7 @@ from services.common import ngrams
 from services.common.bases import base_digest
 from services.common.knowledge import BlobCache, Blobs
 from services.common.local_encoder_format import FILE_NAME, Form
-from services.common.ngram_counts import answering_keys
+from services.common.ngram_counts import NgramCounts, answering_keys
 from services.executor.blobs import BlobFiles
 from services.executor.config import ExecutorSettings
 from services.executor.construct.local_file import load_local, save_local
@@ -80,20 +80,8 @@ class World:
 
     def adapter(self, seed: int, layers: Sequence[int] = (1,), *, is_null: bool = False) -> str:
         """A LoRA classifier on these layers, perhaps one that changes nothing; its digest."""
-        directory = tiny.write_lora(self.directory / f"lora-{seed}-{len(layers)}", seed)
-        path, config_path = (
-            directory / "adapter_model.safetensors",
-            directory / "adapter_config.json",
-        )
-        kept = {
-            name: tensor * (not (is_null and "lora_B" in name))
-            for name, tensor in safetensors.torch.load_file(path).items()
-            if "layer." not in name or int(name.split("layer.")[1][0]) in layers
-        }
-        safetensors.torch.save_file(kept, path)
-        config = json.loads(config_path.read_text())
-        config_path.write_text(json.dumps({**config, "layers_to_transform": list(layers)}))
-        return self.store.put(pack(directory))
+        name = f"lora-{seed}-{len(layers)}"
+        return self.store.put(lora(self.directory / name, seed, layers, is_null=is_null))
 
     def segments(self, keys: IntArray, encoder_name: str = FILE_NAME) -> NodeRef:
         """A root's or node's rows, in segments by order."""
@@ -172,6 +160,24 @@ class World:
         return [event for plan in plans for event in engine.step(plan)]
 
 
+def lora(
+    directory: Path, seed: int, layers: Sequence[int] = (1,), *, is_null: bool = False
+) -> bytes:
+    """The blob of a LoRA classifier on these layers, perhaps one that changes nothing there."""
+    tiny.write_lora(directory, seed)
+    path = directory / "adapter_model.safetensors"
+    config_path = directory / "adapter_config.json"
+    kept = {
+        name: tensor * (not (is_null and "lora_B" in name))
+        for name, tensor in safetensors.torch.load_file(path).items()
+        if "layer." not in name or int(name.split("layer.")[1][0]) in layers
+    }
+    safetensors.torch.save_file(kept, path)
+    config = json.loads(config_path.read_text())
+    config_path.write_text(json.dumps({**config, "layers_to_transform": list(layers)}))
+    return pack(directory)
+
+
 def keys_of(texts: Sequence[Sequence[int]]) -> IntArray:
     """Every n-gram that could answer for a token of the texts."""
     ids = np.concatenate([np.array(text, np.int64) for text in texts])
@@ -214,19 +220,34 @@ def write_local(path: Path, base: Encoder, form: Form, seed: int, digest: str) -
     save_local(path, tensors, split=SPLIT, form=form, unsplit_digest=digest)
 
 
-@asynccontextmanager
-async def split_world(directory: Path, form: Form = Form.CENTRE) -> AsyncIterator[World]:
-    """A world whose bases are registered and not loaded yet."""
+def write_bases(
+    directory: Path, form: Form = Form.CENTRE
+) -> tuple[resources_pb2.Base, resources_pb2.Base]:
+    """The base and the split base in directories named after them; they share all but two files.
+
+    The split base's root begins with the n-grams of eight random texts.
+    """
     for name in ("minilm", "hminilm"):
         tiny.write_base(directory / name)
-    base = load_base(directory / "minilm", dtype=torch.float32, device="cpu")
     unsplit = _base(directory / "minilm", "minilm")
-    write_local(directory / "hminilm" / FILE_NAME, base, form, 1, unsplit.digest)
-    split = _base(directory / "hminilm", "hminilm")
+    base = load_base(directory / "minilm", dtype=torch.float32, device="cpu")
+    own = directory / "hminilm"
+    write_local(own / FILE_NAME, base, form, 1, unsplit.digest)
+    keys = keys_of(random_texts(8, seed=1))
+    counts = NgramCounts(keys, np.ones_like(keys), len(keys), unsplit.tokenizer_digest)
+    (own / "root_keys.safetensors").write_bytes(counts.to_bytes())
+    split = _base(own, "hminilm")
     split.split.layer = SPLIT
+    split.split.form = resources_pb2.FORM_CENTRE if form is Form.CENTRE else resources_pb2.FORM_SUM
     split.split.unsplit_digest = unsplit.digest
-    files = {file.name: file.sha256 for file in split.files}
-    split.split.encoder_sha256 = files[FILE_NAME]
+    split.split.encoder_sha256 = next(f.sha256 for f in split.files if f.name == FILE_NAME)
+    return unsplit, split
+
+
+@asynccontextmanager
+async def split_world(directory: Path, form: Form = Form.CENTRE) -> AsyncIterator[World]:
+    """A world whose bases are there and not loaded yet."""
+    unsplit, split = write_bases(directory, form)
     settings = ExecutorSettings(
         knowledge_address="localhost:1",
         cache_dir=directory / "cache",
