@@ -28,7 +28,7 @@ def hit_rates(stats: DomainStats) -> dict[str, float] | None:
 
 def saved_bytes(nodes: Iterable[DomainStats]) -> int:
     """What flat tables that answer the same lookups would take more than these."""
-    return sum(stats.flat_bytes - stats.size_bytes for stats in nodes)
+    return sum(max(0, stats.flat_bytes - stats.size_bytes) for stats in nodes)
 
 
 def rows_by_order(stats: DomainStats) -> tuple[int, int, int]:
@@ -58,7 +58,7 @@ def _tree_row(stats: DomainStats) -> tuple[object, ...]:
         *rows_by_order(stats),
         size(stats.size_bytes),
         None if rates is None else " / ".join(f"{rate:.0%}" for rate in rates.values()),
-        size(stats.flat_bytes - stats.size_bytes),
+        size(saved_bytes([stats])),
     )
 
 
@@ -76,7 +76,7 @@ def tree_as_json(base: str, nodes: Sequence[DomainStats]) -> Any:
             {
                 **to_json(stats),
                 "hit_rates": hit_rates(stats),
-                "saved_bytes": stats.flat_bytes - stats.size_bytes,
+                "saved_bytes": saved_bytes([stats]),
             }
             for stats in nodes
         ],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hmi.bases import hminilm_files
 from hmi.cli.main import run
 from hmi.client import Classification, Client, Domain, Predictions
 from hmi.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -188,3 +189,11 @@ def test_a_domain_may_learn_an_encoder_of_its_own(
     answers = account.client.predict("own", TEXTS)
     assert answers.provenance.table_version == node.table_version
     assert np.isfinite(scores(answers)).all()
+
+
+@pytest.mark.skipif(not hminilm_files(), reason="this checkout has no models/hminilm/*.safetensors")
+def test_a_split_minilm_that_comes_along_is_registered_by_itself(admin: Client) -> None:
+    until(lambda: "hminilm" in [base.name for base in admin.list_bases()])
+    split, plain = admin.get_base("hminilm"), admin.get_base("minilm")
+    assert split.split is not None
+    assert split.split.unsplit_digest == plain.digest
