@@ -1,81 +1,22 @@
-"""A test facility: end this process at a named point, as a crash would.
+"""Where an executor can be made to end, as a crash would; see `services.common.failpoints`.
 
-`HMI_FAILPOINTS="after_submit=kill@20,before_event=random:0.01"`: a point, then what happens there.
-`kill@N` ends the process at the N-th item that reaches the point, `random:P` with probability P at
-each. Where a message or a batch carries several items, the process ends before any of it is done.
-Knows counters only; does not know what happens at a point. Off by default, and then a point costs
-one call of an empty function a message.
+Knows the points' names only. The plan is `HMI_FAILPOINTS`.
 """
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Callable
+from services.common import failpoints
+from services.common.failpoints import EXIT_STATUS, Reach, off
 
-_OF_ITEMS = ("after_submit", "before_forward", "after_forward", "before_event")
-_OF_WORK = (
-    "work_leased",
-    "rows_computed",
-    "segment_written",
-    "before_complete",
-    "after_complete",
-)
-POINTS = (*_OF_ITEMS, *_OF_WORK)
-EXIT_STATUS = 86
+__all__ = ["EXIT_STATUS", "POINTS", "Reach", "arm", "off"]
 
-Reach = Callable[[str, int], None]
-
-
-def _kill() -> None:
-    os._exit(EXIT_STATUS)
-
-
-def off(_point: str, _num_items: int) -> None:
-    """Reach a point while failpoints are off."""
-
-
-class Failpoints:
-    """Armed points.
-
-    Args:
-        plan: As in this module's docstring.
-        kill: What ends the process.
-
-    Raises:
-        ValueError: `plan` names no such point or action.
-    """
-
-    def __init__(self, plan: str, kill: Callable[[], None] = _kill) -> None:
-        self._kill = kill
-        self._num_left: dict[str, int] = {}
-        self._probability: dict[str, float] = {}
-        for entry in filter(None, (part.strip() for part in plan.split(","))):
-            point, _, action = entry.partition("=")
-            if point not in POINTS:
-                raise ValueError(f"no failpoint {point!r}; there are {', '.join(POINTS)}")
-            if action.startswith("kill@"):
-                self._num_left[point] = int(action.removeprefix("kill@"))
-            elif action.startswith("random:"):
-                self._probability[point] = float(action.removeprefix("random:"))
-            else:
-                raise ValueError(f"failpoint {entry!r}: the action must be kill@N or random:P")
-
-    def reach(self, point: str, num_items: int) -> None:
-        """Say that items have come to a point; ends the process if it was told to."""
-        if point in self._num_left:
-            self._num_left[point] -= num_items
-            if self._num_left[point] <= 0:
-                self._kill()
-        probability = self._probability.get(point, 0.0)
-        if probability and random.random() < 1 - (1 - probability) ** num_items:  # noqa: S311 no secret
-            self._kill()
+POINTS = ("after_submit", "before_forward", "after_forward", "before_event")
 
 
 def arm(plan: str) -> Reach:
     """The function to call at points: `off` if `plan` is empty.
 
     Raises:
-        ValueError: As `Failpoints`.
+        ValueError: `plan` names no such point or action.
     """
-    return Failpoints(plan).reach if plan.strip() else off
+    return failpoints.arm(plan, POINTS)

@@ -14,7 +14,6 @@ domain_updates_total = Counter(
     "hmi_domain_updates_total", "Updates of domain tables that ended.", ["outcome"]
 )
 domain_work = Gauge("hmi_domain_work", "Pieces of rows that wait to be materialised.")
-domains = Gauge("hmi_domains", "Nodes of all domain trees.")
 domain_observations_total = Counter(
     "hmi_domain_observations_total", "Messages of n-gram counts taken, repeats left out."
 )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from services.executor.failpoints import Failpoints, arm, off
+from services.common.failpoints import Failpoints, off
+from services.executor.failpoints import POINTS, arm
 
 
 def reached(plan: str, point: str, *nums: int) -> int:
     """How often the process would have ended."""
     kills: list[str] = []
-    failpoints = Failpoints(plan, kill=lambda: kills.append(point))
+    failpoints = Failpoints(plan, POINTS, kill=lambda: kills.append(point))
     for num in nums:
         failpoints.reach(point, num)
     return len(kills)

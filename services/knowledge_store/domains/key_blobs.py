@@ -78,7 +78,7 @@ class KeyBlobs:
         """What `write_keys` wrote."""
         if not sha256:
             return NONE
-        return keys_from_bytes(await self._blobs.read_all(sha256))
+        return await asyncio.to_thread(keys_from_bytes, await self._blobs.read_all(sha256))
 
     async def read_counts(
         self, field: str, sha256: str, tokenizer_digest: str, vocab_size: int

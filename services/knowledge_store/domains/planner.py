@@ -105,7 +105,8 @@ class Planner:
         missing = [path for path in above if path not in facts.nodes]
         if missing:
             raise NotFound(f"there is no domain {missing[0]!r}", reason="DOMAIN_NOT_FOUND")
-        source = corpus_source(corpus, counts, 0.0, self._options.half_life_of(node))
+        half_life = self._options.half_life_of(node)
+        source = await asyncio.to_thread(corpus_source, corpus, counts, 0.0, half_life)
         own = OwnCounts(node, (source,), ())
         nodes = [await self._node(facts, facts.nodes[path], can_change=False) for path in above]
         nodes.append(self._new_node(facts.base, node))
@@ -240,13 +241,13 @@ class Planner:
         own = []
         for path, node in facts.nodes.items():
             clock = self._frequencies.clock(facts.base.name, path)
-            corpora = [
-                corpus_source(
-                    corpus, await self._read_counts(facts, corpus), clock - corpus.clock,
-                    half_lives[path],
+            corpora = []
+            for corpus in facts.tables[path].corpora:
+                counts = await self._read_counts(facts, corpus)
+                passed = clock - corpus.clock
+                corpora.append(
+                    await asyncio.to_thread(corpus_source, corpus, counts, passed, half_lives[path])
                 )
-                for corpus in facts.tables[path].corpora
-            ]  # fmt: skip
             traffic = [
                 traffic_source(stream.tenant, sketch)
                 for stream, sketch in sketches.items()

@@ -12,20 +12,19 @@ import time
 
 from services.common.errors import Aborted, FailedPrecondition, HmiError
 from services.common.failpoints import Reach
-from services.knowledge_store import metrics
 from services.knowledge_store.domains.options import DomainOptions
 from services.knowledge_store.domains.planner import Planner
-from services.knowledge_store.domains.records import get_all_work
 from services.knowledge_store.domains.work import Work
 from services.knowledge_store.frequency import Frequencies, Stream
 from services.knowledge_store.metadata.database import Database
-from services.knowledge_store.metadata.kinds import BASES, DOMAINS, TENANTS
+from services.knowledge_store.metadata.kinds import BASES, DOMAINS, TENANTS, domain_name
 from services.knowledge_store.metadata.transaction import Transaction
 from services.knowledge_store.tree import OrderChange
 
 logger = logging.getLogger(__name__)
 
 _ROUND_S = 1.0
+_TIDY_S = 5.0
 _JITTER = 0.1
 
 
@@ -49,6 +48,7 @@ class Updates:
         self._options = options
         self._reach = reach
         self._next_update = self._in_an_interval()
+        self._next_tidy = 0.0
 
     async def update(
         self, base: str, path: str, *, is_dry_run: bool, is_scheduled: bool = False
@@ -78,28 +78,31 @@ class Updates:
     async def _round(self) -> None:
         await self._work.commit_written()
         await self._work.give_up()
-        await self._tidy()
+        if time.monotonic() >= self._next_tidy:
+            self._next_tidy = time.monotonic() + _TIDY_S
+            await self._tidy()
         if self._options.update_interval_s and time.monotonic() >= self._next_update:
             self._next_update = self._in_an_interval()
             await self._update_all()
 
     async def _tidy(self) -> None:
         """Forget counts of domains and tenants that are gone, or that no longer share."""
+        streams = self._frequencies.streams()
 
-        async def read(transaction: Transaction) -> None:
-            nodes = {(node.base, node.path): node for node in await transaction.all(DOMAINS)}
-            sharing = {t.name for t in await transaction.all(TENANTS) if t.shares_counts}
+        async def read(transaction: Transaction) -> set[Stream]:
+            names = {stream: domain_name(stream.base, stream.path) for stream in streams}
+            await transaction.load(DOMAINS, names.values())
+            await transaction.load(TENANTS, {stream.tenant for stream in streams})
+            kept = set()
+            for stream, name in names.items():
+                node = await transaction.get(DOMAINS, name)
+                tenant = await transaction.get(TENANTS, stream.tenant)
+                if node and tenant and (tenant.shares_counts or tenant.name == node.tenant):
+                    kept.add(stream)
+            return kept
 
-            def is_kept(stream: Stream) -> bool:
-                node = nodes[stream.base, stream.path]
-                return stream.tenant == node.tenant or stream.tenant in sharing
-
-            self._frequencies.retain(nodes.keys(), is_kept)
-            metrics.domains.set(len(nodes))
-            work = await get_all_work(transaction)
-            metrics.domain_work.set(sum(piece.segments is None for piece in work))
-
-        await self._database.change(read)
+        if streams:
+            self._frequencies.drop(set(streams) - await self._database.change(read))
 
     async def _update_all(self) -> None:
         bases = await self._database.change(lambda transaction: transaction.all(BASES))

@@ -233,6 +233,7 @@ class Work:
     async def _commit_one(self, transaction: Transaction) -> str:
         """Commit the oldest update that can be; returns its id, or nothing."""
         work = {piece.work_id: piece for piece in await get_all_work(transaction)}
+        metrics.domain_work.set(sum(piece.segments is None for piece in work.values()))
         for update in await get_updates(transaction):
             own = [work[work_id] for node in update.nodes for work_id in node.work_ids]
             if any(piece.segments is None for piece in own):

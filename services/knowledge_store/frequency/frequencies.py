@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.knowledge_store.frequency.sketch import Sketch
@@ -121,21 +121,17 @@ class Frequencies:
         with self._lock:
             return list(self._lookups.get((base, path), [0] * NUM_LOOKUP_KINDS))
 
-    def retain(
-        self, domains: Collection[tuple[str, str]], is_kept: Callable[[Stream], bool]
-    ) -> None:
-        """Forget every other domain (base and path), and the streams that are not kept."""
+    def streams(self) -> list[Stream]:
+        """The streams that something is kept of."""
         with self._lock:
-            held = self._state
-            before = len(held.sketches) + len(held.clocks)
-            for stream in list(held.sketches):
-                if (stream.base, stream.path) not in domains or not is_kept(stream):
-                    del held.sketches[stream]
-            for domain in held.clocks.keys() - domains:
-                del held.clocks[domain]
-            for domain in self._lookups.keys() - domains:
-                del self._lookups[domain]
-            self.num_changes += before != len(held.sketches) + len(held.clocks)
+            return list(self._state.sketches)
+
+    def drop(self, streams: Iterable[Stream]) -> None:
+        """Forget streams."""
+        with self._lock:
+            for stream in streams:
+                if self._state.sketches.pop(stream, None) is not None:
+                    self.num_changes += 1
 
     def forget(self, base: str, path: str) -> None:
         """Forget one domain's counts: its name may return for another."""
