@@ -50,8 +50,8 @@ class DomainCalls(UploadCalls):
     ) -> Domain:
         """Add a node below the path's prefix; its first table is made afterwards.
 
-        With a tenant's key, or for a tenant, it is that tenant's; otherwise everyone sees it. After
-        a broken connection it is sent again, and made once.
+        With a tenant's key, or for a tenant, it is that tenant's; otherwise everyone sees it. A
+        broken connection is taken up where the store's bytes of the counts end; it is made once.
 
         Args:
             base: Name of a split base.
@@ -94,16 +94,20 @@ class DomainCalls(UploadCalls):
         )
 
         def messages() -> AsyncIterator[domain_pb2.CreateDomainRequest]:
-            chunks = itertools.chain.from_iterable(chunks_of(blob, 0) for blob in blobs)
+            offset = header.counts_offset
+            chunks = itertools.chain(chunks_of(blobs[0], offset), chunks_of(blobs[1], 0))
             return with_progress(
                 domain_pb2.CreateDomainRequest(header=header),
                 (domain_pb2.CreateDomainRequest(chunk=chunk) for chunk in chunks),
-                (0, len(blobs[0]) + len(blobs[1])),
+                (offset, len(blobs[0]) + len(blobs[1])),
                 progress,
             )
 
         deadline = Deadline(timeout)
         for attempt in itertools.count(1):
+            if blobs[0]:
+                left = deadline.remaining()
+                header.counts_offset = await self.get_upload(digests[0], timeout=left)
             try:
                 response = await self._upload(self._domains.CreateDomain, messages(), deadline)
                 return Domain.from_pb(response.domain)

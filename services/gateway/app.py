@@ -24,6 +24,7 @@ from hmi.oip.v1.open_inference_pb2_grpc import add_GRPCInferenceServiceServicer_
 from services.common.follow import follow
 from services.common.knowledge import BlobCache, Blobs, open_channel
 from services.gateway.admission import Admission
+from services.gateway.arrivals import Arrivals
 from services.gateway.auth import Authenticator
 from services.gateway.bases import BaseUploads
 from services.gateway.budget import ByteBudget
@@ -78,12 +79,15 @@ def _adders(parts: _Parts) -> Adders:
     auth = Authenticator(mirror, settings.max_staleness_s)
     admission = Admission(parts.cache, settings.max_upload_bytes)
     memory = ByteBudget(settings.upload_memory_bytes)
-    uploads = VersionUploads(knowledge, mirror, admission, settings.max_upload_bytes, memory)
+    arrivals = Arrivals(knowledge, mirror)
+    uploads = VersionUploads(
+        knowledge, mirror, admission, arrivals, settings.max_upload_bytes, memory
+    )
     bases = BaseUploads(
         knowledge, mirror, settings.max_base_bytes, settings.max_upload_bytes, memory
     )
     nodes = DomainUploads(
-        knowledge, mirror, admission, parts.cache, settings.max_upload_bytes, memory
+        knowledge, mirror, admission, arrivals, parts.cache, settings.max_upload_bytes, memory
     )
     inference = InferenceServicer(auth, parts.predictor, settings.stream_window)
     tenants = TenantServicer(auth, knowledge, mirror, parts.usage, parts.router)

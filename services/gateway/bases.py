@@ -76,12 +76,21 @@ class Pieces:
             DataLoss: The stream ends before.
         """
         left = size_bytes
+        async for piece in self.up_to(size_bytes):
+            left -= len(piece)
+            yield piece
+        if left:
+            raise DataLoss(f"the stream ended {left} bytes early")
+
+    async def up_to(self, size_bytes: int) -> AsyncIterator[bytes]:
+        """The next `size_bytes`, or as many as come, in pieces of at most 1 MiB."""
+        left = size_bytes
         while left:
             if not self._rest:
                 try:
                     self._rest = await anext(self._chunks)
                 except StopAsyncIteration:
-                    raise DataLoss(f"the stream ended {left} bytes early") from None
+                    return
             piece = self._rest[: min(left, _PIECE_BYTES)]
             self._rest = self._rest[len(piece) :]
             left -= len(piece)

@@ -24,6 +24,7 @@ from services.common.ids import check_name, check_path, check_sha256, parent_pat
 from services.common.knowledge import BlobCache, Blobs
 from services.common.local_encoder_format import LocalEncoderFile, check_local_encoder
 from services.gateway.admission import Admission
+from services.gateway.arrivals import Announced, Arrivals
 from services.gateway.bases import Pieces
 from services.gateway.budget import ByteBudget, Holding
 from services.gateway.counts import check_counts
@@ -112,6 +113,7 @@ class DomainUploads:
         stub: KnowledgeServiceAsyncStub,
         mirror: Mirror,
         admission: Admission,
+        arrivals: Arrivals,
         cache: BlobCache,
         max_bytes: int,
         memory: ByteBudget,
@@ -120,6 +122,7 @@ class DomainUploads:
         self._blobs = Blobs(stub)
         self._mirror = mirror
         self._admission = admission
+        self._arrivals = arrivals
         self._cache = cache
         self._max_bytes = max_bytes
         self._memory = memory
@@ -144,13 +147,13 @@ class DomainUploads:
         domain = self._new_node(caller, header)
         with self._memory.holding() as held:
             pieces = Pieces(chunks)
-            counts = await _taken(pieces, held, header, "counts")
-            encoder = await _taken(pieces, held, header, "encoder")
+            counts = await self._counts(caller.tenant, header, pieces, held)
+            encoder = await _encoder(header, pieces, held)
             await pieces.check_end()
             await self._check_blobs(base, counts, encoder)
             check_caller()
             for blob in filter(None, (counts, encoder)):
-                await self._blobs.write(blob, domain.tenant)
+                await self._blobs.write(blob, caller.tenant)
         request = pb.CreateDomainRequest(
             domain=domain, counts_sha256=header.counts_sha256, request_id=header.request_id
         )
@@ -171,6 +174,8 @@ class DomainUploads:
                 raise InvalidArgument(
                     f"header.{part}_bytes", f"must be given with {part}_sha256, and only with it"
                 )
+            if part == "counts" and header.counts_offset > size:
+                raise InvalidArgument("header.counts_offset", "is beyond counts_bytes")
             if size > self._max_bytes:
                 raise ResourceExhausted(
                     f"header.{part}_bytes: {size} is more than the {self._max_bytes} bytes taken",
@@ -201,6 +206,17 @@ class DomainUploads:
             half_life_tokens=given.half_life_tokens,
             is_frozen=given.is_frozen,
         )
+
+    async def _counts(
+        self, owner: str, header: domain_pb2.CreateDomainHeader, pieces: Pieces, held: Holding
+    ) -> bytes:
+        if not header.counts_sha256:
+            return b""
+        size, offset = header.counts_bytes, header.counts_offset
+        announced = Announced(owner, header.counts_sha256, size, offset)
+        data = await self._arrivals.take(announced, pieces.up_to(size - offset), held)
+        await _check_digest("counts", data, header.counts_sha256)
+        return data
 
     async def _check_blobs(self, base: Base, counts: bytes, encoder: bytes) -> None:
         config = await self._admission.config(base)
@@ -238,17 +254,16 @@ def _check_alike(own: LocalEncoderFile, root: LocalEncoderFile) -> None:
         )
 
 
-async def _taken(
-    pieces: Pieces, held: Holding, header: domain_pb2.CreateDomainHeader, part: str
-) -> bytes:
-    """The bytes of counts or encoder, as the header announces them."""
-    sha256: str = getattr(header, f"{part}_sha256")
-    if not sha256:
-        return b""
+async def _encoder(header: domain_pb2.CreateDomainHeader, pieces: Pieces, held: Holding) -> bytes:
     data = bytearray()
-    async for piece in pieces.take(getattr(header, f"{part}_bytes")):
+    async for piece in pieces.take(header.encoder_bytes):
         await held.grow(len(piece))
         data += piece
+    if data:
+        await _check_digest("encoder", data, header.encoder_sha256)
+    return bytes(data)
+
+
+async def _check_digest(part: str, data: bytes | bytearray, sha256: str) -> None:
     if await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest()) != sha256:
         raise InvalidArgument(f"header.{part}_sha256", "the bytes have another digest")
-    return bytes(data)

@@ -1,16 +1,13 @@
-"""Versions on their way in: collect the bytes, check them, store the blob, commit the version.
+"""Versions on their way in: take the bytes, check them, store the blob, commit the version.
 
-Knows upload streams and the store; what a blob holds is admission's. A whole upload is checked
-before the store sees it; a resumed one, whose beginning only the store has, goes to the store and
-is checked there. Only a blob that one of the tenant's own versions has can be named without its
-bytes: a digest is no proof of having them.
+Knows the store; how bytes come is `arrivals`', and what a blob holds is admission's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,8 +16,6 @@ from google.rpc import status_pb2
 from hmi.admin.v1 import model_pb2, resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.errors import (
-    DataLoss,
-    FailedPrecondition,
     HmiError,
     InvalidArgument,
     NotFound,
@@ -30,10 +25,11 @@ from services.common.errors import (
 from services.common.ids import check_name, check_path, check_sha256
 from services.common.knowledge import Blobs
 from services.gateway.admission import Admission
-from services.gateway.budget import ByteBudget, Holding
+from services.gateway.arrivals import Announced, Arrivals, Chunks
+from services.gateway.budget import ByteBudget
 from services.gateway.domain import Base
 from services.gateway.mirror import Mirror, current_table
-from services.gateway.store_calls import ask, write_blob
+from services.gateway.store_calls import ask
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -44,7 +40,6 @@ _MAX_REQUEST_ID_CHARS = 128
 
 # Raises if the caller's key was revoked since the call began.
 CallerCheck = Callable[[], None]
-Chunks = AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +63,7 @@ class VersionUploads:
         stub: KnowledgeServiceAsyncStub,
         mirror: Mirror,
         admission: Admission,
+        arrivals: Arrivals,
         max_bytes: int,
         memory: ByteBudget,
     ) -> None:
@@ -76,16 +72,8 @@ class VersionUploads:
         self._mirror = mirror
         self._admission = admission
         self._max_bytes = max_bytes
-        self._keeping: set[asyncio.Task[None]] = set()
+        self.arrivals = arrivals
         self.memory = memory
-
-    async def held_bytes(self, tenant: str, sha256: str) -> int:
-        """How much of a blob need not be sent again."""
-        check_sha256("sha256", sha256)
-        held = await ask(self._stub.StatBlob(pb.StatBlobRequest(sha256=sha256, owner=tenant)))
-        if held.is_complete and not self._mirror.owns_blob(tenant, sha256):
-            return 0
-        return held.committed_bytes
 
     def check_header(self, tenant: str, header: model_pb2.UploadHeader) -> Base:
         """The base of an announced upload.
@@ -149,10 +137,8 @@ class VersionUploads:
         """
         base = self.check_header(tenant, header)
         with self.memory.holding() as held:
-            if header.offset:
-                blob = await self._resumed(tenant, header, chunks, held)
-            else:
-                blob = await self._collected(tenant, header, chunks, held)
+            announced = Announced(tenant, header.sha256, header.size_bytes, header.offset)
+            blob = await self.arrivals.take(announced, chunks, held)
             checked = await self.checked(tenant, header, blob, base)
             check_caller()
             [outcome] = await self.commit([checked])
@@ -199,83 +185,6 @@ class VersionUploads:
             model is not None and model.pb is not None and model.pb.last_version >= version.number
         )
 
-    async def _collected(
-        self, tenant: str, header: model_pb2.UploadHeader, chunks: Chunks, held: Holding
-    ) -> bytes:
-        data = bytearray()
-        is_whole = False
-        try:
-            async for chunk in chunks:
-                await held.grow(len(chunk))
-                data += chunk
-                if len(data) > header.size_bytes:
-                    raise InvalidArgument("chunk", "more bytes than header.size_bytes")
-            is_whole = len(data) == header.size_bytes
-        except asyncio.CancelledError:
-            self._kept(tenant, header, bytes(data), held.hand_over())
-            raise
-        if not is_whole:
-            # Requests end before the call does when a caller goes away.
-            await asyncio.shield(self._kept(tenant, header, bytes(data), held.hand_over()))
-            raise _truncated(len(data), header.size_bytes)
-        return bytes(data)
-
-    async def _resumed(
-        self, tenant: str, header: model_pb2.UploadHeader, chunks: Chunks, held: Holding
-    ) -> bytes:
-        held_bytes = await self.held_bytes(tenant, header.sha256)
-        if header.offset != held_bytes:
-            raise FailedPrecondition(
-                f"header.offset: the store holds {held_bytes} bytes of this blob",
-                reason="WRONG_OFFSET",
-            )
-        if header.offset < header.size_bytes:
-            await self._write_rest(tenant, header, chunks)
-        await held.grow(header.size_bytes)
-        return await self._blobs.read(header.sha256)
-
-    async def _write_rest(
-        self, tenant: str, header: model_pb2.UploadHeader, chunks: Chunks
-    ) -> None:
-        async def requests() -> AsyncIterator[pb.WriteBlobRequest]:
-            yield pb.WriteBlobRequest(
-                sha256=header.sha256,
-                size_bytes=header.size_bytes,
-                offset=header.offset,
-                owner=tenant,
-            )
-            async for chunk in chunks:
-                yield pb.WriteBlobRequest(data=chunk)
-
-        await write_blob(self._stub, requests())
-
-    def _kept(
-        self, tenant: str, header: model_pb2.UploadHeader, data: bytes, held: Holding
-    ) -> asyncio.Task[None]:
-        """Keep what came, also if the caller is gone."""
-        task = asyncio.create_task(self._keep(tenant, header, data))
-        self._keeping.add(task)
-        task.add_done_callback(self._keeping.discard)
-        task.add_done_callback(lambda _: held.release())
-        return task
-
-    async def _keep(self, tenant: str, header: model_pb2.UploadHeader, data: bytes) -> None:
-        """Let the store keep the beginning of a blob, for a resume."""
-        if not data:
-            return
-
-        async def pieces() -> AsyncIterator[bytes]:
-            for start in range(0, len(data), 1 << 20):
-                yield data[start : start + (1 << 20)]
-
-        begin = model_pb2.UploadHeader(sha256=header.sha256, size_bytes=header.size_bytes)
-        try:
-            await self._write_rest(tenant, begin, pieces())
-        except DataLoss:
-            return  # as it must be: the store has taken what there was
-        except HmiError as error:
-            logger.info("a broken upload begins again", extra={"error": error.message})
-
 
 def check_request_id(value: str) -> None:
     """Raise InvalidArgument if a header's request id is too long to be kept."""
@@ -290,10 +199,3 @@ def _outcome(created: pb.CreatedVersion) -> resources_pb2.Version | HmiError:
         return created.version
     status = status_pb2.Status(code=created.error_code, message=created.error_message)
     return from_status(status)
-
-
-def _truncated(num_bytes: int, size_bytes: int) -> DataLoss:
-    return DataLoss(
-        f"the stream ended after {num_bytes} of {size_bytes} bytes: resume it",
-        reason="UPLOAD_TRUNCATED",
-    )

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from hmi.admin.v1 import domain_pb2 as pb
-from hmi.admin.v1 import resources_pb2, tenant_pb2
+from hmi.admin.v1 import model_pb2, resources_pb2, tenant_pb2
 from hmi.admin.v1.domain_pb2_grpc import DomainServiceStub
+from hmi.admin.v1.model_pb2_grpc import ModelServiceStub
 from hmi.admin.v1.tenant_pb2_grpc import TenantServiceStub
 from tests.gateway.blobs import sha256
 from tests.gateway.conftest import Stack, unique
@@ -314,3 +315,29 @@ async def test_a_tenant_shares_its_counts_only_when_it_was_said(tree: Tree) -> N
     answer = await tenants.UpdateTenant(request, metadata=tree.as_("admin"))
     assert answer.tenant.shares_counts
     assert tree.stack.app.mirror.state.tenants[acme].shares_counts
+
+
+@pytest.mark.parametrize("who", ["admin", "own"])
+async def test_broken_counts_are_taken_up_where_they_ended(tree: Tree, who: str) -> None:
+    counts = counts_blob([(0, n, 0) for n in range(1, 15)] + TRIGRAMS, count=len(who))
+    caller = tree.tenants[0] if who == "own" else who
+    await expect(grpc.StatusCode.DATA_LOSS, tree.create(caller, "news", counts=counts, cut=99))
+    models = ModelServiceStub(tree.stack.channel)
+    asked = model_pb2.GetUploadRequest(sha256=sha256(counts))
+    held = (await models.GetUpload(asked, metadata=tree.as_(caller))).committed_bytes
+    assert held == len(counts) - 99
+    others = await models.GetUpload(asked, metadata=tree.as_(tree.tenants[1]))
+    assert others.committed_bytes == 0
+
+    def create(offset: int, rest: bytes) -> Any:
+        header = pb.CreateDomainHeader(
+            domain=resources_pb2.Domain(base=tree.base.name, path="news"),
+            counts_sha256=sha256(counts), counts_bytes=len(counts), counts_offset=offset,
+        )  # fmt: skip
+        return tree.stub.CreateDomain(parts(header, rest), metadata=tree.as_(caller))
+
+    call = create(held - 1, counts[held - 1 :])
+    await expect(grpc.StatusCode.FAILED_PRECONDITION, call)
+    error = await expect(grpc.StatusCode.INVALID_ARGUMENT, create(len(counts) + 1, b""))
+    assert violation(error) == "header.counts_offset"
+    assert (await create(held, counts[held:])).domain.path == "news"

@@ -179,6 +179,7 @@ class CreateDomainHeader(google.protobuf.message.Message):
     ENCODER_SHA256_FIELD_NUMBER: builtins.int
     ENCODER_BYTES_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    COUNTS_OFFSET_FIELD_NUMBER: builtins.int
     counts_sha256: builtins.str
     """sha256 of the n-gram counts, in hex; empty: none."""
     counts_bytes: builtins.int
@@ -189,6 +190,8 @@ class CreateDomainHeader(google.protobuf.message.Message):
     """Size of the encoder."""
     request_id: builtins.str
     """Makes a retry safe."""
+    counts_offset: builtins.int
+    """Where in the counts the bytes that follow begin: committed_bytes of GetUpload for counts_sha256, or 0."""
     @property
     def domain(self) -> hmi.admin.v1.resources_pb2.Domain:
         """Base, path, policy, share, budget, half-life."""
@@ -202,10 +205,11 @@ class CreateDomainHeader(google.protobuf.message.Message):
         encoder_sha256: builtins.str = ...,
         encoder_bytes: builtins.int = ...,
         request_id: builtins.str = ...,
+        counts_offset: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["domain", b"domain"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["counts_bytes", b"counts_bytes", "counts_sha256", b"counts_sha256", "domain", b"domain", "encoder_bytes", b"encoder_bytes", "encoder_sha256", b"encoder_sha256", "request_id", b"request_id"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["counts_bytes", b"counts_bytes", "counts_offset", b"counts_offset", "counts_sha256", b"counts_sha256", "domain", b"domain", "encoder_bytes", b"encoder_bytes", "encoder_sha256", b"encoder_sha256", "request_id", b"request_id"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___CreateDomainHeader: typing_extensions.TypeAlias = CreateDomainHeader

@@ -94,8 +94,9 @@ class DomainServiceServicer:
         """CreateDomain adds a node: a header, then the counts' bytes, then the encoder's, if it has one of its own.
 
         Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (counts or encoder not in their format, of another
-        base, or with a digest that differs), RESOURCE_EXHAUSTED (too large, or too many domains), DATA_LOSS (truncated),
-        DEADLINE_EXCEEDED (nothing came for too long).
+        base, or with a digest that differs), FAILED_PRECONDITION (counts_offset), RESOURCE_EXHAUSTED (too large, or too
+        many domains), DATA_LOSS (truncated; what came of the counts is kept for a resume), DEADLINE_EXCEEDED (nothing
+        came for too long).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,8 +39,9 @@ class DomainServiceStub:
     """CreateDomain adds a node: a header, then the counts' bytes, then the encoder's, if it has one of its own.
 
     Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (counts or encoder not in their format, of another
-    base, or with a digest that differs), RESOURCE_EXHAUSTED (too large, or too many domains), DATA_LOSS (truncated),
-    DEADLINE_EXCEEDED (nothing came for too long).
+    base, or with a digest that differs), FAILED_PRECONDITION (counts_offset), RESOURCE_EXHAUSTED (too large, or too
+    many domains), DATA_LOSS (truncated; what came of the counts is kept for a resume), DEADLINE_EXCEEDED (nothing
+    came for too long).
     """
     GetDomain: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.domain_pb2.GetDomainRequest, hmi.admin.v1.domain_pb2.GetDomainResponse]
     """GetDomain returns one node.
@@ -87,8 +88,9 @@ class DomainServiceAsyncStub(DomainServiceStub):
     """CreateDomain adds a node: a header, then the counts' bytes, then the encoder's, if it has one of its own.
 
     Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (counts or encoder not in their format, of another
-    base, or with a digest that differs), RESOURCE_EXHAUSTED (too large, or too many domains), DATA_LOSS (truncated),
-    DEADLINE_EXCEEDED (nothing came for too long).
+    base, or with a digest that differs), FAILED_PRECONDITION (counts_offset), RESOURCE_EXHAUSTED (too large, or too
+    many domains), DATA_LOSS (truncated; what came of the counts is kept for a resume), DEADLINE_EXCEEDED (nothing
+    came for too long).
     """
     GetDomain: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.domain_pb2.GetDomainRequest, hmi.admin.v1.domain_pb2.GetDomainResponse]  # type: ignore[assignment]
     """GetDomain returns one node.
@@ -138,8 +140,9 @@ class DomainServiceServicer(metaclass=abc.ABCMeta):
         """CreateDomain adds a node: a header, then the counts' bytes, then the encoder's, if it has one of its own.
 
         Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (counts or encoder not in their format, of another
-        base, or with a digest that differs), RESOURCE_EXHAUSTED (too large, or too many domains), DATA_LOSS (truncated),
-        DEADLINE_EXCEEDED (nothing came for too long).
+        base, or with a digest that differs), FAILED_PRECONDITION (counts_offset), RESOURCE_EXHAUSTED (too large, or too
+        many domains), DATA_LOSS (truncated; what came of the counts is kept for a resume), DEADLINE_EXCEEDED (nothing
+        came for too long).
         """
 
     @abc.abstractmethod

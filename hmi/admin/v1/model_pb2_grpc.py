@@ -165,7 +165,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """GetUpload says how much of an upload the store holds, so that it can be resumed.
+        """GetUpload says how much of an upload the store holds, so that it can be resumed: a version's blob, or the counts
+        of a domain. An admin who names no tenant asks for its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

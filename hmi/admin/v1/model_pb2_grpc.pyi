@@ -54,7 +54,9 @@ class ModelServiceStub:
     Errors: NOT_FOUND, FAILED_PRECONDITION (versions use it).
     """
     GetUpload: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.GetUploadRequest, hmi.admin.v1.model_pb2.GetUploadResponse]
-    """GetUpload says how much of an upload the store holds, so that it can be resumed."""
+    """GetUpload says how much of an upload the store holds, so that it can be resumed: a version's blob, or the counts
+    of a domain. An admin who names no tenant asks for its own.
+    """
     UploadVersion: grpc.StreamUnaryMultiCallable[hmi.admin.v1.model_pb2.UploadVersionRequest, hmi.admin.v1.model_pb2.UploadVersionResponse]
     """UploadVersion adds a version: a header, then the blob's bytes from the header's offset on.
 
@@ -141,7 +143,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Errors: NOT_FOUND, FAILED_PRECONDITION (versions use it).
     """
     GetUpload: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.GetUploadRequest, hmi.admin.v1.model_pb2.GetUploadResponse]  # type: ignore[assignment]
-    """GetUpload says how much of an upload the store holds, so that it can be resumed."""
+    """GetUpload says how much of an upload the store holds, so that it can be resumed: a version's blob, or the counts
+    of a domain. An admin who names no tenant asks for its own.
+    """
     UploadVersion: grpc.aio.StreamUnaryMultiCallable[hmi.admin.v1.model_pb2.UploadVersionRequest, hmi.admin.v1.model_pb2.UploadVersionResponse]  # type: ignore[assignment]
     """UploadVersion adds a version: a header, then the blob's bytes from the header's offset on.
 
@@ -255,7 +259,9 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.admin.v1.model_pb2.GetUploadRequest,
         context: _ServicerContext,
     ) -> typing.Union[hmi.admin.v1.model_pb2.GetUploadResponse, collections.abc.Awaitable[hmi.admin.v1.model_pb2.GetUploadResponse]]:
-        """GetUpload says how much of an upload the store holds, so that it can be resumed."""
+        """GetUpload says how much of an upload the store holds, so that it can be resumed: a version's blob, or the counts
+        of a domain. An admin who names no tenant asks for its own.
+        """
 
     @abc.abstractmethod
     def UploadVersion(

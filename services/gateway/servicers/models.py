@@ -86,8 +86,8 @@ class ModelServicer(ModelServiceServicer):
     async def GetUpload(
         self, request: pb.GetUploadRequest, context: Context
     ) -> pb.GetUploadResponse:
-        tenant = self._tenant(context)
-        held = await self._uploads.held_bytes(tenant, request.sha256)
+        caller = self._auth.caller(context.invocation_metadata())
+        held = await self._uploads.arrivals.held_bytes(caller.tenant, request.sha256)
         return pb.GetUploadResponse(committed_bytes=held)
 
     async def UploadVersion(
