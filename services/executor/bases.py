@@ -134,6 +134,10 @@ class Bases:
         self._executor.pin(view.pins)
         for key in view.take_deleted():
             self._executor.forget(key)
+        for swap in view.take_swaps():
+            named = view.bases.get(swap.base)
+            if named is not None:
+                self._executor.swap_tables(named.digest, swap.old_version, swap.new_version)
 
     async def _let_go(self, digest: str) -> None:
         """Unload a deleted base, unless items still use it: their models went just before it."""

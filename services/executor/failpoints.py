@@ -10,7 +10,15 @@ from services.common.failpoints import EXIT_STATUS, Reach, off
 
 __all__ = ["EXIT_STATUS", "POINTS", "Reach", "arm", "off"]
 
-POINTS = ("after_submit", "before_forward", "after_forward", "before_event")
+_OF_ITEMS = ("after_submit", "before_forward", "after_forward", "before_event")
+_OF_WORK = (
+    "work_leased",
+    "rows_computed",
+    "segment_written",
+    "before_complete",
+    "after_complete",
+)
+POINTS = (*_OF_ITEMS, *_OF_WORK)
 
 
 def arm(plan: str) -> Reach:

@@ -1,4 +1,4 @@
-"""What an executor sees of the knowledge store: its bases, the pinned models, what is deleted.
+"""What an executor sees of the store: bases, pinned models, new tables, what is deleted.
 
 Knows the store's changes; does not know how they come, and loads nothing.
 """
@@ -6,10 +6,19 @@ Knows the store's changes; does not know how they come, and loads nothing.
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from hmi.admin.v1 import resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.executor.engine.items import ModelKey
+
+
+class Swap(NamedTuple):
+    """A domain's new table version, after an old one; both in hex."""
+
+    base: str
+    old_version: str
+    new_version: str
 
 
 class View:
@@ -20,6 +29,8 @@ class View:
         self._pinned: dict[tuple[str, str], list[int]] = {}  # numbers of a model's versions
         self._digests: dict[tuple[str, str, int], tuple[str, str]] = {}  # version, base
         self._deleted: list[ModelKey] = []
+        self._table_versions: dict[tuple[str, str], str] = {}  # by base and path
+        self._swaps: list[Swap] = []
 
     def apply(self, change: pb.Change) -> None:
         """Take in one change."""
@@ -30,6 +41,8 @@ class View:
                 self._apply_model(change.model, change.is_deleted)
             case "version":
                 self._apply_version(change.version, change.is_deleted)
+            case "domain":
+                self._apply_domain(change.domain, change.is_deleted)
 
     @property
     def base_digests(self) -> frozenset[str]:
@@ -56,11 +69,30 @@ class View:
             for key, digests in old._digests.items()
             if self._digests.get(key) != digests
         ]
+        self._swaps += old._swaps
+        for (base, path), version in self._table_versions.items():
+            self._note_swap(base, old._table_versions.get((base, path), ""), version)
 
     def take_deleted(self) -> list[ModelKey]:
         """Versions deleted since the last call."""
         deleted, self._deleted = self._deleted, []
         return deleted
+
+    def take_swaps(self) -> list[Swap]:
+        """Tables that took others' place since the last call, in their order."""
+        swaps, self._swaps = self._swaps, []
+        return swaps
+
+    def _apply_domain(self, domain: resources_pb2.Domain, is_deleted: bool) -> None:
+        key = (domain.base, domain.path)
+        old = self._table_versions.pop(key, "")
+        if not is_deleted:
+            self._note_swap(domain.base, old, domain.table_version)
+            self._table_versions[key] = domain.table_version
+
+    def _note_swap(self, base: str, old: str, new: str) -> None:
+        if old and new and old != new:
+            self._swaps.append(Swap(base, old, new))
 
     def _apply_base(self, base: resources_pb2.Base, is_deleted: bool) -> None:
         if is_deleted:

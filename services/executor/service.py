@@ -108,6 +108,12 @@ class Executor:
         if base is not None:
             base.adapters.forget(key)
 
+    def swap_tables(self, base_digest: str, old_version: str, new_version: str) -> None:
+        """Bring in what took the place of tables that are read here: items will name it soon."""
+        base = self.bases.get(base_digest)
+        if base is not None and base.split is not None and base.split.tables.is_ready(old_version):
+            base.split.tables.prefetch(new_version)
+
     @property
     def held_blobs(self) -> frozenset[str]:
         """Digests of the versions and tables held in any tier."""

@@ -73,3 +73,29 @@ def test_bases_come_and_go() -> None:
     assert view.bases["minilm"].digest == "d"
     view.apply(pb.Change(base=resources_pb2.Base(name="minilm"), is_deleted=True))
     assert view.bases == {}
+
+
+def domain(path: str, table_version: str, deleted: bool = False) -> pb.Change:
+    message = resources_pb2.Domain(base="hminilm", path=path, table_version=table_version)
+    return pb.Change(domain=message, is_deleted=deleted)
+
+
+def test_new_tables_are_told_with_those_they_follow_and_once() -> None:
+    view = View()
+    for change in (
+        domain("", ""), domain("", "a"), domain("", "a"), domain("news", "b"),
+        domain("", "c"), domain("news", "d"), domain("news", "d", deleted=True),
+    ):  # fmt: skip
+        view.apply(change)
+    assert view.take_swaps() == [("hminilm", "a", "c"), ("hminilm", "b", "d")]
+    assert view.take_swaps() == []
+
+
+def test_tables_that_changed_unseen_are_told_after_the_next_snapshot() -> None:
+    follower = Follower()
+    for changes in ([domain("", "a"), domain("news", "b")], [domain("", "c"), domain("x", "d")]):
+        follower.interrupted()
+        follower.apply(
+            pb.WatchResponse(changes=changes, is_snapshot=True, is_snapshot_end=True, revision=1)
+        )
+    assert follower.view.take_swaps() == [("hminilm", "a", "c")]

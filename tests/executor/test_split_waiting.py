@@ -24,6 +24,7 @@ from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Item
 from services.executor.engine.tables import LoadedSplit, Retrieved, RowEncoder, Source
 from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef
+from services.executor.service import Executor, Options
 from tests.executor.fake_base import FakeBase, key, loaded
 
 VERSION = "ab" * 32
@@ -221,3 +222,15 @@ def test_a_hint_brings_adapter_and_tables(world: World) -> None:
     world.tables.ready.add(VERSION)
     assert world.bases["split"].is_ready(key("m", "split"), VERSION)
     assert world.bases["split"].held_blobs() == {"digest-m", VERSION}
+
+
+async def test_tables_that_follow_ones_read_here_are_brought_in(world: World) -> None:
+    executor = Executor(Options("executor-1", Limits(100, 8)))
+    for base in world.bases.values():
+        executor.add(base)
+    world.tables.ready.add(VERSION)
+    executor.swap_tables("split", "unread", "unwanted")
+    executor.swap_tables("base", VERSION, "unwanted")
+    executor.swap_tables("gone", VERSION, "unwanted")
+    executor.swap_tables("split", VERSION, "next")
+    assert world.tables.prefetched == ["next"]
