@@ -21,6 +21,7 @@ from services.common.ngram_counts import NgramCounter, NgramCounts
 MAX_ENTRIES = 16_000_000
 """Distinct n-grams kept: their counts just fit into what a gateway takes, 256 MiB."""
 
+_MAX_PENDING = 1 << 23  # keys between two merges, whose time goes with all that is kept
 _MAX_LINE_BYTES = 1 << 18
 _BATCH_BYTES = 1 << 20
 
@@ -67,7 +68,7 @@ def count_corpus(
     tokenizer = Tokenizer.from_str(data.decode())
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    counter = NgramCounter(max_entries=max_entries)
+    counter = NgramCounter(max_entries=max_entries, max_pending=_MAX_PENDING)
     for path in files:
         num_before = counter.num_tokens
         for texts, num_bytes in _batches(path):
