@@ -77,7 +77,7 @@ def new_caches() -> RowCaches:
 
 @pytest.mark.parametrize("hot_bytes", [0, 200, 1 << 20])
 @pytest.mark.parametrize("is_staged", [False, True])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(tree=nodes.map(whole), rows=texts, policy=policies)
 def test_every_token_gets_what_brute_force_finds_from_whatever_tier(
     hot_bytes: int,
@@ -108,7 +108,7 @@ def test_every_token_gets_what_brute_force_finds_from_whatever_tier(
             assert (got.values[place].numpy() == expected.values).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(tree=nodes.map(whole), rows=texts)
 def test_on_the_device_a_whole_table_answers_as_on_the_host(
     tree: list[tuple[str, list[Part]]], rows: list[list[int]]
@@ -140,7 +140,7 @@ def compute_table(blobs: Blobs, encoder: FakeEncoder, held: frozenset[int]) -> T
 
 
 @given(data=st.data(), rows=texts)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_under_compute_full_partial_and_empty_tables_give_the_same_rows(
     data: st.DataObject, rows: list[list[int]]
 ) -> None:
