@@ -17,7 +17,7 @@ from hmi.client import DomainStats
 
 _CARD_WIDTH, _CARD_HEIGHT = 236, 84
 _GAP_X, _GAP_Y = 64, 18
-_MARGIN, _HEADER, _FOOTER = 28, 56, 44
+_MARGIN, _HEADER, _FOOTER = 28, 68, 44
 _PAD = 14
 _COLOURS = {
     "trigram": "#1f6f8b",
