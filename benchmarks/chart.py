@@ -27,25 +27,28 @@ class Line:
         self.points.append((x, y))
 
 
-def line_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line]) -> str:
-    """The lines over a logarithmic x axis and a y axis from 0. Every line has a point."""
+def line_chart(
+    title: str, x_title: str, y_title: str, lines: Sequence[Line], *, is_log: bool = True
+) -> str:
+    """The lines over a logarithmic x axis, or one from 0, and a y axis from 0. Every line has a
+    point."""
     every_x = [x for line in lines for x, _ in line.points]
-    low, high = math.log10(min(every_x)), math.log10(max(every_x))
+    low, high = _scaled(min(every_x), is_log) if is_log else 0.0, _scaled(max(every_x), is_log)
     top = _round_up(max(y for line in lines for _, y in line.points))
 
     def at(x: float, y: float) -> tuple[float, float]:
-        share = (math.log10(x) - low) / ((high - low) or 1)
+        share = (_scaled(x, is_log) - low) / ((high - low) or 1)
         across = _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
         return across, _HEIGHT - _BOTTOM - y / top * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [_text(_LEFT, 22, title, size=15)]
     for step in range(6):
-        across, height = at(10**low, top * step / 5)
+        across, height = at(min(every_x) if is_log else 0.0, top * step / 5)
         parts.append(_rule(across, height, _WIDTH - _RIGHT, height))
         parts.append(_text(across - 6, height + 4, f"{top * step / 5:g}", anchor="end"))
-    for power in range(math.ceil(low), math.floor(high) + 1):
-        across, height = at(10**power, 0)
-        parts.append(_text(across, height + 18, f"{10**power:,}", anchor="middle"))
+    for tick in _powers(low, high) if is_log else _steps(high):
+        across, height = at(tick, 0)
+        parts.append(_text(across, height + 18, f"{tick:,g}", anchor="middle"))
     parts.append(_text(_LEFT, _HEIGHT - 12, x_title))
     parts.append(_text(_LEFT, 36, y_title, size=11))
     for number, line in enumerate(lines):
@@ -57,6 +60,22 @@ def line_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line]) ->
     style = 'font-family="sans-serif" style="background:#fff"'
     body = "\n".join(parts)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n{body}\n</svg>\n'
+
+
+def _scaled(x: float, is_log: bool) -> float:
+    return math.log10(x) if is_log else x
+
+
+def _powers(low: float, high: float) -> list[float]:
+    """Powers of ten; where they are few, twice and five times them too."""
+    factors = (1, 2, 5) if high - low < 2 else (1,)
+    ticks = [f * 10.0**p for p in range(math.floor(low), math.floor(high) + 1) for f in factors]
+    return [tick for tick in ticks if low <= math.log10(tick) <= high]
+
+
+def _steps(high: float) -> list[float]:
+    step = _round_up(high) / 5
+    return [step * number for number in range(6) if step * number <= high]
 
 
 def _curve(line: Line, places: Sequence[tuple[float, float]], colour: str) -> list[str]:
