@@ -139,7 +139,10 @@ class Loader:
             max_tokens=encoder.config.max_tokens,
             device=self._device,
             encoder=encoder,
-            adapters=upper.adapters.share(on_close=lambda: upper.directories.pop(base.digest)),
+            adapters=upper.adapters.share(
+                split_layer=base.split.layer,
+                on_close=lambda: upper.directories.pop(base.digest),
+            ),
             heads=upper.heads,
             name=base.name,
             split=split,

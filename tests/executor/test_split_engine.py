@@ -229,6 +229,19 @@ async def test_tables_that_cannot_be_used_fail_their_items_only(world: World) ->
             world.bases[row.item.key.base_digest].release(row.pinned)
 
 
+async def test_an_adapter_of_layers_that_are_looked_up_is_refused_there_alone(
+    world: World,
+) -> None:
+    await world.load("minilm")
+    await world.load("hminilm")
+    digest = world.adapter(1, layers=(0, 1))
+    version = world.tables(keys_of(TEXTS))
+    [event] = (await world.plans([world.item(TEXTS[0], digest, version)]))[1]
+    assert isinstance(event.error, InvalidArgument)
+    [answer] = await world.answers(world.item(TEXTS[0], digest))
+    assert np.isfinite(answer).all()
+
+
 async def test_a_local_encoder_of_another_split_refuses_the_base(world: World) -> None:
     world.protos["hminilm"].split.layer = 2
     with pytest.raises(InvalidArgument):
