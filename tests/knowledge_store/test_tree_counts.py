@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.knowledge_store.tree import Source, combine
-from services.knowledge_store.tree.counts import mass_factors
 from services.knowledge_store.tree.selection import cover
 from tests.knowledge_store import tree_oracle
 from tests.knowledge_store.domain_worlds import key
 
 KEYS = sorted([key(a, b, c) for a in (0, 1, 2) for b in (1, 2) for c in (0, 1, 2)])
-MASSES = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.1, 1e6), max_size=8)
 
 
 def source(tenant: str, counts: dict[int, float], unnamed: float = 0.0) -> Source:
@@ -65,18 +63,20 @@ def test_a_private_node_takes_its_tenants_counts_as_they_are(given_sources: list
 
 
 @settings(max_examples=80, deadline=None)
-@given(MASSES, st.floats(0, 1e6), st.integers(1, 5))
-def test_nobody_has_more_than_its_share_of_a_nodes_mass(
-    masses: dict[str, float], exempt: float, m: int
+@given(sources(), st.integers(2, 4), st.sampled_from("abcd"))
+def test_nobody_gives_more_than_its_share_of_the_whole_however_much_it_sends(
+    given_sources: list[Source], m: int, flooder: str
 ) -> None:
-    factors = mass_factors(masses, exempt_mass=exempt, min_tenants=m)
-    given_mass = {name: masses[name] * factors[name] for name in masses}
-    whole = exempt + sum(given_mass.values())
-    assert all(mass <= whole / m * (1 + 1e-9) + 1e-9 for mass in given_mass.values())
-    # No stricter than needed: who is cut has just that share.
-    for name, factor in factors.items():
-        if factor < 1:
-            assert given_mass[name] == pytest.approx(whole / m, rel=1e-6, abs=1e-6)
+    flood = [
+        Source(one.tenant, one.keys, one.weights * 1e6, one.totals * 1e6)
+        if one.tenant == flooder else one
+        for one in given_sources
+    ]  # fmt: skip
+    counts = combine(flood, is_private=False, min_tenants=m)
+    others = sum(one.totals.sum() for one in given_sources if one.tenant != flooder)
+    # At most 1/m of it is the flooder's.
+    assert counts.totals.sum() <= others * m / (m - 1) + 1e-6
+    assert (counts.weights[~counts.may_enter] == 0).all()
 
 
 def test_what_two_tenants_sent_does_not_enter_and_what_three_sent_does() -> None:

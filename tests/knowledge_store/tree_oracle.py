@@ -6,7 +6,7 @@ types of its arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +40,6 @@ def combined(sources: Sequence[Source], m: int) -> tuple[dict[int, Told], list[f
     """A shared node's counts and totals."""
     exempt: dict[int, float] = {}
     sent: dict[str, dict[int, float]] = {}
-    mass: dict[str, float] = {}
     totals: dict[str, list[float]] = {"": [0.0] * 3}
     for source in sources:
         into = sent.setdefault(source.tenant, {}) if source.tenant else exempt
@@ -48,37 +47,36 @@ def combined(sources: Sequence[Source], m: int) -> tuple[dict[int, Told], list[f
             into[key] = into.get(key, 0.0) + weight
         own = totals.setdefault(source.tenant, [0.0] * 3)
         totals[source.tenant] = [a + b for a, b in zip(own, source.totals.tolist(), strict=True)]
-        mass[source.tenant] = sum(totals[source.tenant])
-    cap = largest_cap({t: mass[t] for t in sent}, mass.get("", 0.0), m)
-    factor = {t: min(1.0, cap / mass[t]) if mass[t] else 0.0 for t in sent}
     told = {}
+    whole = list(totals[""])
+    rest = {t: list(totals[t]) for t in sent}
     for key in {*exempt, *(key for own in sent.values() for key in own)}:
-        scaled = sorted((own[key] * factor[t] for t, own in sent.items() if key in own))[::-1]
+        given = {t: own[key] for t, own in sent.items() if key in own}
         held = exempt.get(key, 0.0)
-        limit = scaled[m - 1] if len(scaled) >= m else held or float("inf")
-        raw = held + sum(own.get(key, 0.0) for own in sent.values())
-        told[key] = Told(
-            weight=held + sum(min(weight, limit) for weight in scaled),
-            is_repeated=raw > 1,
-            is_exempt=held > 0,
-            may_enter=held > 0 or len(scaled) >= m,
-        )
-    whole = [totals[""][o] + sum(totals[t][o] * factor[t] for t in sent) for o in range(3)]
+        may_enter = held > 0 or len(given) >= m
+        shared = clipped(list(given.values()), held, m)
+        whole[order(key) - 1] += shared
+        for tenant, weight in given.items():
+            rest[tenant][order(key) - 1] -= weight if may_enter else 0.0
+        raw = held + sum(given.values())
+        told[key] = Told(held + shared, raw > 1, held > 0, may_enter)
+    for o in range(3):
+        left = [max(0.0, own[o]) for own in rest.values()]
+        whole[o] += clipped(left, totals[""][o], m)
     return told, whole
 
 
-def largest_cap(masses: Mapping[str, float], exempt: float, m: int) -> float:
-    """The largest c at which no tenant gives more than 1/m of the whole: the bound on c is linear
-    between the masses, so c is one of them or solves one of the lines."""
-    falling = sorted(masses.values())[::-1]
-    lines = range(min(m, len(falling) + 1))
-    candidates = [0.0, *falling, *((exempt + sum(falling[j:])) / (m - j) for j in lines)]
-
-    def allows(cap: float) -> bool:
-        whole = exempt + sum(min(mass, cap) for mass in falling)
-        return cap * (1 - ROUNDING) <= whole / m
-
-    return max(filter(allows, candidates))
+def clipped(given: list[float], exempt: float, m: int) -> float:
+    """What is left of tenants' counts when nobody gives more than the m-th largest, or with fewer
+    than m tenants more than 1/m of all, with what is exempt."""
+    if len(given) >= m:
+        limit = sorted(given)[-m]
+    elif not given:
+        return 0.0
+    else:
+        # Whoever is cut gives the same; if all are, c = (exempt + k c) / m.
+        limit = exempt / (m - len(given))
+    return sum(min(weight, limit) for weight in given)
 
 
 def covering(counts: NodeCounts, of_order: int, alpha: float) -> set[int]:

@@ -5,19 +5,20 @@ decayed) or tables.
 
 In a node that tenants share (`is_private` false), with m = `min_tenants`:
 
-- A tenant's mass is scaled down to 1/m of the node's counted mass, exempt mass included: nobody
-  floods a node.
-- An n-gram's count takes from each tenant at most what the m-th largest sender gave (if fewer than
-  m sent it: what the exempt corpora hold of it), so that one tenant cannot raise it alone.
 - An n-gram may enter only if an exempt corpus holds it or m tenants sent it: nobody's own text can
   be read off a shared table.
+- An n-gram's count takes from each tenant at most what the m-th largest sender gave, or if fewer
+  than m sent it what makes that tenant's part 1/m of the count, with what exempt corpora hold. So
+  nobody gives more than 1/m of any count, or of the node's mass, however much it sends.
+- What a tenant sent of n-grams that may not enter counts for what is left uncovered, as if it were
+  one n-gram of each order: clipped in the same way.
 
 A private node takes its one tenant's counts as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ from services.knowledge_store.tree.sorted_keys import (
     FloatArray,
     IntArray,
     added_up,
+    contains,
     union,
     values_of,
 )
@@ -57,12 +59,13 @@ class NodeCounts:
 
     Attributes:
         keys: int64 `[n]`, ascending.
-        weights: float64 `[n]`, clipped occurrences.
+        weights: float64 `[n]`, clipped occurrences; of n-grams that may not enter none.
         orders: int64 `[n]`.
         is_repeated: bool `[n]`: it came more than once, before any clipping.
         is_exempt: bool `[n]`: an exempt corpus (or, in a private node, its tenant) holds it.
         may_enter: bool `[n]`: the sharing rules let it into the node.
-        totals: float64 `[3]`: occurrences by order, n-grams that no source names included.
+        totals: float64 `[3]`: occurrences by order, clipped too, n-grams that no source
+            names or that may not enter included.
     """
 
     keys: IntArray
@@ -82,61 +85,87 @@ class NodeCounts:
 def combine(sources: Sequence[Source], *, is_private: bool, min_tenants: int) -> NodeCounts:
     """Add up sources under the sharing rules."""
     free = [source for source in sources if is_private or not source.tenant]
-    exempt_keys, exempt = _sum(free)
-    exempt_totals = sum((source.totals for source in free), np.zeros(MAX_ORDER))
-    tenants = {} if is_private else _by_tenant(sources)
-    factors = mass_factors(
-        {tenant: float(source.totals.sum()) for tenant, source in tenants.items()},
-        exempt_mass=float(exempt_totals.sum()),
-        min_tenants=min_tenants,
-    )
-    keys = union(exempt_keys, *(source.keys for source in tenants.values()))
-    held = values_of(exempt_keys, exempt, keys)
-    raw = held.copy()
-    for source in tenants.values():
-        raw[np.searchsorted(keys, source.keys)] += source.weights
-    shared, num_senders = _clipped(keys, held, tenants, factors, min_tenants)
-    is_exempt = held > 0
-    scaled = (source.totals * factors[name] for name, source in tenants.items())
+    exempt_keys, exempt_weights = _sum(free)
+    exempt_totals = _totals(free)
+    tenants = [] if is_private else _by_tenant(sources)
+    keys = union(exempt_keys, *(source.keys for source in tenants))
+    orders = order_of(keys)
+    exempt = values_of(exempt_keys, exempt_weights, keys)
+    raw, num_senders = exempt.copy(), np.zeros(len(keys), np.int64)
+    for source in tenants:
+        positions = np.searchsorted(keys, source.keys)
+        raw[positions] += source.weights
+        num_senders[positions] += 1
+    may_enter = (exempt > 0) | (num_senders >= min_tenants)
+    shared = _clipped(keys, exempt, num_senders, tenants, min_tenants)
     return NodeCounts(
         keys=keys,
-        weights=held + shared,
-        orders=order_of(keys),
+        weights=exempt + shared,
+        orders=orders,
         is_repeated=raw > 1,
-        is_exempt=is_exempt,
-        may_enter=is_exempt | (num_senders >= min_tenants),
-        totals=sum(scaled, exempt_totals),
+        is_exempt=exempt > 0,
+        may_enter=may_enter,
+        totals=exempt_totals
+        + np.bincount(orders, shared, minlength=MAX_ORDER + 1)[1:]
+        + _clipped_rests(exempt_totals, keys[may_enter], tenants, min_tenants),
     )
 
 
-def mass_factors(
-    masses: Mapping[str, float], *, exempt_mass: float, min_tenants: int
-) -> dict[str, float]:
-    """What each tenant's counts are multiplied with, so that its mass is at most 1/m of the whole.
+def _clipped(
+    keys: IntArray,
+    exempt: FloatArray,
+    num_senders: IntArray,
+    tenants: Sequence[Source],
+    min_tenants: int,
+) -> FloatArray:
+    """What the tenants give to each key's count: float64 `[len(keys)]`."""
+    if not tenants:
+        return np.zeros(len(keys))
+    positions = np.concatenate([np.searchsorted(keys, source.keys) for source in tenants])
+    weights = np.concatenate([source.weights for source in tenants])
+    falling = np.lexsort((-weights, positions))
+    positions, weights = positions[falling], weights[falling]
+    starts = np.cumsum(num_senders) - num_senders
+    is_enough = num_senders >= min_tenants
+    # With k < m senders the largest c with c = (exempt + k c) / m.
+    limits = exempt / np.maximum(min_tenants - num_senders, 1)
+    limits[is_enough] = weights[starts[is_enough] + min_tenants - 1]
+    given = np.minimum(weights, limits[positions])
+    return np.asarray(np.bincount(positions, given, minlength=len(keys)), np.float64)
 
-    The cap is the largest c with c = (exempt + sum of min(mass, c)) / m. With fewer than m tenants
-    and nothing exempt it is 0: then nothing they sent could enter anyway.
-    """
-    falling = sorted(masses.values(), reverse=True)
-    rest = exempt_mass + sum(falling)
-    cap = 0.0
-    for num_capped in range(min_tenants):
-        cap = rest / (min_tenants - num_capped)
-        if num_capped >= len(falling) or falling[num_capped] <= cap:
-            break
-        rest = exempt_mass + sum(falling[num_capped + 1 :])
-    return {name: min(1.0, cap / mass) if mass > 0 else 0.0 for name, mass in masses.items()}
+
+def _clipped_rests(
+    exempt_totals: FloatArray, entering: IntArray, tenants: Sequence[Source], min_tenants: int
+) -> FloatArray:
+    """What the tenants sent by order of n-grams that are not `entering`: float64 `[3]`."""
+    if not tenants:
+        return np.zeros(MAX_ORDER)
+    rests = []
+    for source in tenants:
+        enters = contains(entering, source.keys)
+        named = np.bincount(
+            order_of(source.keys[enters]), source.weights[enters], minlength=MAX_ORDER + 1
+        )
+        rests.append(np.maximum(source.totals - named[1:], 0.0))
+    falling = np.sort(np.stack(rests), axis=0)[::-1]
+    if len(tenants) >= min_tenants:
+        limits = falling[min_tenants - 1]
+    else:
+        limits = exempt_totals / (min_tenants - len(tenants))
+    return np.asarray(np.minimum(falling, limits).sum(axis=0))
 
 
-def _by_tenant(sources: Iterable[Source]) -> dict[str, Source]:
+def _by_tenant(sources: Iterable[Source]) -> list[Source]:
+    """One source a tenant."""
     of: dict[str, list[Source]] = {}
     for source in sources:
         if source.tenant:
             of.setdefault(source.tenant, []).append(source)
-    return {
-        tenant: Source(tenant, *_sum(own), sum((s.totals for s in own), np.zeros(MAX_ORDER)))
-        for tenant, own in of.items()
-    }
+    return [Source(tenant, *_sum(own), _totals(own)) for tenant, own in of.items()]
+
+
+def _totals(sources: Iterable[Source]) -> FloatArray:
+    return sum((source.totals for source in sources), np.zeros(MAX_ORDER))
 
 
 def _sum(sources: Sequence[Source]) -> tuple[IntArray, FloatArray]:
@@ -149,33 +178,3 @@ def _sum(sources: Sequence[Source]) -> tuple[IntArray, FloatArray]:
         np.concatenate([source.keys for source in sources]),
         np.concatenate([source.weights for source in sources]),
     )
-
-
-def _clipped(
-    keys: IntArray,
-    exempt: FloatArray,
-    tenants: Mapping[str, Source],
-    factors: Mapping[str, float],
-    min_tenants: int,
-) -> tuple[FloatArray, IntArray]:
-    """The tenants' clipped weights of each key, and how many tenants sent it; `[len(keys)]`."""
-    if not tenants:
-        return np.zeros(len(keys)), np.zeros(len(keys), np.int64)
-    positions = np.concatenate([np.searchsorted(keys, s.keys) for s in tenants.values()])
-    weights = np.concatenate([s.weights * factors[name] for name, s in tenants.items()])
-    falling = np.lexsort((-weights, positions))
-    positions, weights = positions[falling], weights[falling]
-    num_senders = np.bincount(positions, minlength=len(keys)).astype(np.int64)
-    starts = np.cumsum(num_senders) - num_senders
-    is_enough = num_senders >= min_tenants
-    # Fewer senders than m: nobody's count exceeds the corpora's. Without one it cannot enter, and
-    # counts only for what the table does not cover.
-    limits = np.where(exempt > 0, exempt, np.inf)
-    limits[is_enough] = weights[starts[is_enough] + min_tenants - 1]
-    clipped = np.minimum(weights, limits[positions])
-    return _at_positions(positions, clipped, len(keys)), num_senders
-
-
-def _at_positions(positions: IntArray, weights: FloatArray, size: int) -> FloatArray:
-    """Weights that share a position added up: float64 `[size]`."""
-    return np.asarray(np.bincount(positions, weights, minlength=size), np.float64)
