@@ -1,4 +1,4 @@
-"""Other work on the engine's thread: all of it when idle, a tenth of the time when not."""
+"""Other work on the engine's thread: all of it when it is quiet, a tenth of the time if not."""
 
 from __future__ import annotations
 
@@ -68,6 +68,33 @@ def test_batches_keep_most_of_the_time_and_other_work_gets_some(busy: Busy) -> N
     share = took / (time.monotonic() - started)
     assert share < 1.5 * SHARE
     assert busy.num_answers > 20
+
+
+def test_a_client_that_asks_again_and_again_is_seldom_disturbed(busy: Busy) -> None:
+    answered = threading.Event()
+    busy.loop._deliver = lambda _events: answered.set()
+    stop = threading.Event()
+    num_pieces = 0
+
+    def work() -> None:
+        nonlocal num_pieces
+        while not stop.is_set():
+            busy.loop.run_aside(lambda: time.sleep(PIECE_S)).result(10)
+            num_pieces += 1
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    started = time.monotonic()
+    for _ in range(100):
+        answered.clear()
+        busy.ask()
+        assert answered.wait(10)
+        time.sleep(0.001)  # the engine has nothing to do meanwhile
+    took = time.monotonic() - started
+    num_disturbing = num_pieces
+    stop.set()
+    worker.join(10)
+    assert num_disturbing * PIECE_S < 1.5 * SHARE * took + PIECE_S
 
 
 def test_an_error_is_the_callers(busy: Busy) -> None:

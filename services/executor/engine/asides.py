@@ -1,6 +1,6 @@
-"""Work that is not batches, in small pieces on the engine's thread: when it is idle, or seldom.
+"""Work that is not batches, in small pieces on the engine's thread: when it is quiet, or seldom.
 
-Knows how long pieces took; does not know what they do.
+Knows how long pieces took and when the last batch ended; does not know what pieces do.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-# Of the thread's time while batches wait: without it, work would starve under steady load.
+# Of the thread's time while batches come: without it, work would starve under steady load.
 SHARE = 0.1
+# Without a batch for so long, nobody waits: a client that asks again and again is not disturbed.
+QUIET_S = 0.1
 
 Answer = TypeVar("Answer")
 
@@ -39,23 +41,30 @@ class Asides:
 
     def __init__(self) -> None:
         self._waiting: deque[Aside] = deque()
-        self._due_at = 0.0
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
+        self._has_share_at = 0.0
+        self._is_quiet_at = 0.0
 
     def add(self, aside: Aside) -> None:
         """Let a piece wait."""
         self._waiting.append(aside)
 
-    def run_one(self, *, is_idle: bool) -> None:
-        """Run the oldest if nothing else is to be done, or if batches have had their share."""
+    def note_batch(self) -> None:
+        """A batch has just ended."""
+        self._is_quiet_at = time.monotonic() + QUIET_S
+
+    @property
+    def due_at(self) -> float:
+        """When the oldest may run, in `time.monotonic()` seconds; infinity if none waits."""
+        return min(self._has_share_at, self._is_quiet_at) if self._waiting else float("inf")
+
+    def run_one(self) -> None:
+        """Run the oldest if it is due."""
         started = time.monotonic()
-        if not self._waiting or not (is_idle or started >= self._due_at):
+        if self.due_at > started:
             return
         self._waiting.popleft().run()
         ended = time.monotonic()
-        self._due_at = ended + (ended - started) * (1 / SHARE - 1)
+        self._has_share_at = ended + (ended - started) * (1 / SHARE - 1)
 
     def cancel(self) -> None:
         """Tell who waits that nothing comes."""

@@ -98,7 +98,7 @@ class EngineLoop:
         self._inbox.put(_WAKE)
 
     def run_aside(self, call: Callable[[], Answer]) -> Future[Answer]:
-        """Let something run on this thread, when no batch waits or seldom. Any thread.
+        """Let something run on this thread, when it is quiet or seldom. Any thread.
 
         Once this loop has stopped, what comes is never run.
 
@@ -115,7 +115,7 @@ class EngineLoop:
                 plan = self._schedule()
                 self._forward(plan)
                 self._process(is_idle=plan is None)
-                self._asides.run_one(is_idle=plan is None and not self._in_flight)
+                self._asides.run_one()
             self._finish()
         except Exception:
             logger.critical("the engine failed", exc_info=True)
@@ -142,7 +142,7 @@ class EngineLoop:
     def _messages(self) -> list[object]:
         messages: list[object] = []
         try:
-            if not (self._in_flight or self._batcher.is_any_ready or self._asides):
+            if not self._in_flight and not self._batcher.is_any_ready:
                 messages.append(self._inbox.get(timeout=self._patience()))
             while True:
                 messages.append(self._inbox.get_nowait())
@@ -150,8 +150,8 @@ class EngineLoop:
             return messages
 
     def _patience(self) -> float | None:
-        """Seconds until a deadline passes; None if no waiting item has one."""
-        deadline = self._batcher.next_deadline
+        """Seconds until something is to be done without a message; None if nothing is."""
+        deadline = min(self._batcher.next_deadline, self._asides.due_at)
         return None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
 
     def _schedule(self) -> Plan | None:
@@ -176,6 +176,7 @@ class EngineLoop:
         batch, started = self._in_flight.popleft()
         events = self._engine.collect(batch)
         step_seconds.observe(time.perf_counter() - started)
+        self._asides.note_batch()
         self._reach("after_forward", len(events))
         self._tell(events)
 
