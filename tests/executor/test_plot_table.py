@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from services.executor.plot import (
     RowCaches,
     RowSource,
     Table,
+    lookup,
 )
 from tests.executor.plot_trees import (
     ROW_SHAPE,
@@ -28,6 +30,7 @@ from tests.executor.plot_trees import (
     Part,
     brute_force,
     new_loader,
+    rows_of,
     sha,
     unigrams,
     write_version,
@@ -50,6 +53,7 @@ nodes = st.lists(st.tuples(st.sampled_from(ENCODERS), parts), min_size=1, max_si
 texts = st.lists(
     st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8), min_size=1, max_size=4
 )
+tokens = st.integers(0, VOCAB - 1)
 policies = st.sampled_from(list(MissPolicy))
 
 
@@ -219,6 +223,43 @@ def test_rows_that_are_used_become_hot(tmp_path: Path) -> None:
     assert len(hot_keys()) == 2
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    trees=st.lists(st.tuples(nodes.map(whole), policies), min_size=2, max_size=4),
+    rows=st.lists(
+        st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8), min_size=4, max_size=8
+    ),
+    is_small=st.booleans(),
+)
+def test_in_a_batch_of_many_tables_every_token_gets_what_brute_force_finds_in_its_own(
+    trees: list[tuple[list[tuple[str, list[Part]]], MissPolicy]],
+    rows: list[list[int]],
+    is_small: bool,
+) -> None:
+    encoders = {encoder: FakeEncoder(100 + i) for i, encoder in enumerate(ENCODERS)}
+    with tempfile.TemporaryDirectory() as directory:
+        blobs = Blobs(Path(directory))
+        loader = new_loader(blobs, encoders)
+        versions = [write_version(blobs, tree, policy) for tree, policy in trees]
+        tables = [loader.table(version, loader.manifest(version)) for version in versions]
+        sources = [RowSource(tables[i % len(tables)], "acme") for i in range(len(rows))]
+        retriever = Retriever(ROW_SHAPE, CPU, new_caches())
+        with patch.object(lookup, "_SMALL", lookup._SMALL if is_small else 0):
+            got = retriever.retrieve(*flat(rows), sources)
+    place = 0
+    for number, row in enumerate(rows):
+        tree, policy = trees[number % len(trees)]
+        for left, centre, right in slots_of([row]):
+            expected = brute_force(tree, (left, centre, right), policy)
+            key = np.array([left << 42 | centre << 21 | right])
+            values = encoders[tree[-1][0]].rows(torch.from_numpy(key))[0].numpy()
+            assert got.results[place] == (0 if expected is None else expected.order)
+            assert (
+                got.values[place].numpy() == (values if expected is None else expected.values)
+            ).all()
+            place += 1
+
+
 def test_an_empty_batch_has_no_rows(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
     table = load(blobs, write_version(blobs, [(ENCODERS[0], [unigrams()])]))
@@ -226,3 +267,16 @@ def test_an_empty_batch_has_no_rows(tmp_path: Path) -> None:
     got = retriever.retrieve([], [0], [RowSource(table, "acme")])
     assert got.values.shape == (0, *ROW_SHAPE)
     assert np.array_equal(got.results, [])
+
+
+def test_a_node_that_is_on_a_path_twice_counts_where_it_is_met_first(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    bigram = frozenset([2 << 42 | 3 << 21])
+    outer = (ENCODERS[0], [unigrams(1), Part(bigram, 7)])
+    table = load(blobs, write_version(blobs, [outer, (ENCODERS[0], [Part(bigram, 8)]), outer]))
+    other = load(blobs, write_version(blobs, [(ENCODERS[0], [unigrams(2)])]))
+    retriever = Retriever(ROW_SHAPE, CPU, new_caches())
+    sources = [RowSource(table, "acme"), RowSource(other, "acme")]
+    got = retriever.retrieve([1, 2, 1, 2], [2, 2], sources)
+    expected = rows_of(np.array(sorted(bigram)), 7)[0]
+    assert (got.values[1].numpy() == expected).all()

@@ -19,6 +19,7 @@ from services.common.errors import Internal
 from services.common.ngrams import IntArray
 from services.executor.plot.cache import RowCaches
 from services.executor.plot.index import ABSENT
+from services.executor.plot.lookup import Group, locate
 from services.executor.plot.staging import Staging
 from services.executor.plot.table import RowEncoder, Table
 
@@ -91,17 +92,22 @@ class Retriever:
         """
         keys = ngrams.keys_of(token_ids, lengths)
         staging = Staging(len(keys), self._row_shape, self._device, is_staged=self._is_staged)
-        results = torch.empty(len(keys), dtype=torch.uint8, device=self._device)
+        by_source = list(_by_source(lengths, sources))
+        on_device = [(source.table.on_device(), places) for source, places in by_source]
+        on_host = [
+            (source, places)
+            for (source, places), (table, _) in zip(by_source, on_device, strict=True)
+            if table is None
+        ]
+        located = locate(keys, [Group(source.table, places) for source, places in on_host])
+        located.gather(staging)
+        results = staging.to_device(located.found.results)
+        for table, places in on_device:
+            if table is not None:
+                table.retrieve(keys[places], places, staging, results)
         misses: list[_Misses] = []
-        for source, places in _by_source(lengths, sources):
-            on_device = source.table.on_device()
-            if on_device is not None:
-                on_device.retrieve(keys[places], places, staging, results)
-                continue
-            found = source.table.find(keys[places])
-            source.table.gather(found, places, staging)
-            results.index_copy_(0, staging.to_device(places), staging.to_device(found.results))
-            missing = places[found.nodes == ABSENT]
+        for source, places in on_host:
+            missing = places[located.found.nodes[places] == ABSENT]
             if len(missing):
                 misses.append(_Misses.of(source, keys[missing], missing))
         num_computed = 0

@@ -21,7 +21,6 @@ from services.executor.plot.device_table import DeviceTable
 from services.executor.plot.index import ABSENT, SlotArray
 from services.executor.plot.manifest import Manifest, MissPolicy
 from services.executor.plot.node import NodeTable
-from services.executor.plot.staging import Staging
 
 ResultArray = NDArray[np.uint8]
 
@@ -45,13 +44,13 @@ class RowEncoder(Protocol):
 
 # Design section 5: (left, centre, right), (left, centre), else (centre, right), centre. A key that
 # has no right neighbour is its own second candidate: asking twice costs little and changes nothing.
-_BACKOFF: tuple[Callable[[IntArray], IntArray], ...] = (
+BACKOFF: tuple[Callable[[IntArray], IntArray], ...] = (
     lambda keys: keys,
     ngrams.without_right,
     ngrams.without_left,
     ngrams.only_centre,
 )
-_COMPUTE = _BACKOFF[:1]
+_COMPUTE = BACKOFF[:1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,15 @@ class Found:
     nodes: NDArray[np.int16]
     numbers: SlotArray
     results: ResultArray
+
+    @classmethod
+    def nothing(cls, num_tokens: int) -> Found:
+        """No token has a row."""
+        return cls(
+            np.full(num_tokens, ABSENT, np.int16),
+            np.full(num_tokens, ABSENT, np.int32),
+            np.full(num_tokens, Result.COMPUTED, np.uint8),
+        )
 
 
 class Table:
@@ -93,13 +101,19 @@ class Table:
         self.computes = manifest.miss_policy is MissPolicy.COMPUTE
         if self.computes and encoder is None:
             raise ValueError("a table under the policy compute needs its encoder")
-        self._candidates = _COMPUTE if self.computes else _BACKOFF
+        self._candidates = _COMPUTE if self.computes else BACKOFF
         # From the leaf up. Under `compute` a row counts only if the leaf's encoder made it.
         self.searched = [
             (place, node)
             for place, node in reversed(list(enumerate(nodes)))
             if len(node) and (not self.computes or node.encoder_sha256 == manifest.encoder_sha256)
         ]
+
+    @property
+    def distinct(self) -> tuple[NodeTable, ...]:
+        """The nodes that are searched, from the leaf up; one that is there twice (its rows are the
+        same) only where it is met first."""
+        return tuple(dict.fromkeys(node for _, node in self.searched))
 
     def on_device(self) -> DeviceTable | None:
         """The whole table in device memory, if it is there at this moment; its answers are the
@@ -112,27 +126,18 @@ class Table:
 
     def find(self, keys: IntArray) -> Found:
         """The rows that answer for tokens with these fullest n-grams, int64 `[n]`."""
-        nodes = np.full(len(keys), ABSENT, np.int16)
-        numbers = np.full(len(keys), ABSENT, np.int32)
-        results = np.full(len(keys), Result.COMPUTED, np.uint8)
+        answer = Found.nothing(len(keys))
         pending = np.arange(len(keys))
         for candidate in self._candidates:
             wanted = candidate(keys[pending])
             for place, node in self.searched:
                 if not len(pending):
-                    return Found(nodes, numbers, results)
+                    return answer
                 found = node.find(wanted)
                 is_hit = found != ABSENT
                 hits = pending[is_hit]
-                nodes[hits] = place
-                numbers[hits] = found[is_hit]
-                results[hits] = ngrams.order_of(wanted[is_hit])
+                answer.nodes[hits] = place
+                answer.numbers[hits] = found[is_hit]
+                answer.results[hits] = ngrams.order_of(wanted[is_hit])
                 pending, wanted = pending[~is_hit], wanted[~is_hit]
-        return Found(nodes, numbers, results)
-
-    def gather(self, found: Found, places: IntArray, staging: Staging) -> None:
-        """Bring the rows that were found to `places` int64 `[n]` of the staged values."""
-        for place, node in self.searched:
-            is_here = found.nodes == place
-            if is_here.any():
-                node.gather(found.numbers[is_here], places[is_here], staging)
+        return answer
