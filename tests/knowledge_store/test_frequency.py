@@ -68,6 +68,19 @@ def test_a_flood_moves_the_clock_only_as_far_as_all_others_together() -> None:
     assert weights(held, ACME)[5] == pytest.approx(50 * 0.5**0.5, rel=1e-6)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([ACME, BETA]), st.integers(1, 300)), max_size=20))
+def test_a_domains_tokens_are_those_of_its_streams(messages: list[tuple[Stream, int]]) -> None:
+    held = frequencies()
+    for number, (stream, num_tokens) in enumerate(messages):
+        held.observe("e1", 1, number + 1, [seen({5: 1}, stream, num_tokens)])
+        if number == 10:
+            held.drop([BETA])
+    each = held.sketches("hminilm", HALF_LIVES).values()
+    total = held.tokens("hminilm", HALF_LIVES)
+    assert total == pytest.approx({"news": sum(sketch.num_tokens for sketch in each)})
+
+
 def test_what_may_shape_no_table_is_looked_up_but_not_kept() -> None:
     held = frequencies()
     held.observe("e1", 1, 1, [seen({5: 9}, is_counted=False)])

@@ -71,14 +71,16 @@ class Observing:
     ) -> list[Observation]:
         await transaction.load(DOMAINS, {domain_name(c.base, c.path) for c in wanted})
         await transaction.load(TENANTS, {counts.tenant for counts in wanted})
+        bases = {counts.base for counts in wanted}
+        roots = {base: await get_table(transaction, base, "") for base in bases}
         observations = []
         for counts in wanted:
             node = await transaction.get(DOMAINS, domain_name(counts.base, counts.path))
             tenant = await transaction.get(TENANTS, counts.tenant)
             if node is None or tenant is None or node.tenant not in ("", tenant.name):
                 continue
-            root = await get_table(transaction, counts.base, "")
-            observations.append(self._observation(counts, node, tenant, root.vocab_size))
+            vocab_size = roots[counts.base].vocab_size
+            observations.append(self._observation(counts, node, tenant, vocab_size))
         return observations
 
     def _observation(

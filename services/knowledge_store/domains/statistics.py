@@ -68,9 +68,7 @@ class Statistics:
     def _counted(self, tree: Tree) -> _Counted:
         base = tree.base.name
         half_lives = {path: self._options.half_life_of(node) for path, node in tree.nodes.items()}
-        traffic = dict.fromkeys(tree.nodes, 0.0)
-        for stream, sketch in self._frequencies.sketches(base, half_lives).items():
-            traffic[stream.path] += sketch.num_tokens
+        traffic = self._frequencies.tokens(base, half_lives)
         clocks = {path: self._frequencies.clock(base, path) for path in tree.nodes}
         return _Counted(clocks, half_lives, traffic)
 

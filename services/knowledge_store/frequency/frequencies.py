@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from services.knowledge_store.frequency.sketch import Sketch
@@ -81,6 +81,8 @@ class Frequencies:
         self._max_total_keys = max_total_keys
         self._state = state or State()
         self._lookups: dict[tuple[str, str], list[int]] = {}
+        # Decayed tokens of each domain's streams together; what is missing is added up again.
+        self._masses: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
         self.num_changes = 0
 
@@ -102,7 +104,7 @@ class Frequencies:
             self.num_changes += 1
             return True
 
-    def sketches(self, base: str, half_lives: dict[str, float]) -> dict[Stream, Sketch]:
+    def sketches(self, base: str, half_lives: Mapping[str, float]) -> dict[Stream, Sketch]:
         """A base's sketches, decayed to their domain's clock. `half_lives` is by path."""
         with self._lock:
             return {
@@ -110,6 +112,15 @@ class Frequencies:
                 for stream in self._state.sketches
                 if stream.base == base and stream.path in half_lives
             }
+
+    def tokens(self, base: str, half_lives: Mapping[str, float]) -> dict[str, float]:
+        """Decayed tokens of a base's domains' own traffic, by path like `half_lives`."""
+        with self._lock:
+            total = dict.fromkeys(half_lives, 0.0)
+            for stream in self._state.sketches:
+                if stream.base == base and stream.path in total:
+                    total[stream.path] += self._tokens(stream, half_lives[stream.path])
+            return total
 
     def clock(self, base: str, path: str) -> float:
         """Tokens that moved a domain's clock so far."""
@@ -131,6 +142,7 @@ class Frequencies:
         with self._lock:
             for stream in streams:
                 if self._state.sketches.pop(stream, None) is not None:
+                    self._masses.pop((stream.base, stream.path), None)
                     self.num_changes += 1
 
     def forget(self, base: str, path: str) -> None:
@@ -139,6 +151,7 @@ class Frequencies:
             for stream in [s for s in self._state.sketches if (s.base, s.path) == (base, path)]:
                 del self._state.sketches[stream]
             self._state.clocks.pop((base, path), None)
+            self._masses.pop((base, path), None)
             self._lookups.pop((base, path), None)
             self.num_changes += 1
 
@@ -168,19 +181,27 @@ class Frequencies:
 
     def _advance(self, observation: Observation) -> None:
         """Move the domain's clock."""
-        stream = observation.stream
-        others = [
-            sketch.num_tokens
-            for other, (sketch, _) in self._state.sketches.items()
-            if (other.base, other.path) == (stream.base, stream.path)
-            and other.tenant != stream.tenant
-        ]
-        own = self._decayed(stream, observation.half_life_tokens).num_tokens
-        own += observation.num_tokens
-        share = min(1.0, sum(others) / own) if others and own > 0 else 1.0
-        clocks = self._state.clocks
+        stream, half_life = observation.stream, observation.half_life_tokens
         domain = (stream.base, stream.path)
-        clocks[domain] = clocks.get(domain, 0.0) + observation.num_tokens * share
+        if domain not in self._masses:
+            self._masses[domain] = sum(
+                self._tokens(other, half_life)
+                for other in self._state.sketches
+                if (other.base, other.path) == domain
+            )
+        own = self._tokens(stream, half_life)
+        others = max(0.0, self._masses[domain] - own)
+        own += observation.num_tokens
+        passed = observation.num_tokens * (min(1.0, others / own) if others and own else 1.0)
+        self._state.clocks[domain] = self._state.clocks.get(domain, 0.0) + passed
+        self._masses[domain] *= decay(passed, half_life)
+        self._masses[domain] += observation.num_tokens
+
+    def _tokens(self, stream: Stream, half_life_tokens: float) -> float:
+        """A stream's decayed tokens."""
+        sketch, clock = self._state.sketches.get(stream, (Sketch(), 0.0))
+        passed = self._state.clocks.get((stream.base, stream.path), 0.0) - clock
+        return sketch.num_tokens * decay(passed, half_life_tokens)
 
     def _decayed(self, stream: Stream, half_life_tokens: float) -> Sketch:
         sketch, clock = self._state.sketches.get(stream, (Sketch(), 0.0))
