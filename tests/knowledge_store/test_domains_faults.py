@@ -13,7 +13,9 @@ from grpc import StatusCode
 from hmi.admin.v1 import resources_pb2 as rpb
 from hmi.knowledge.v1 import domain_pb2 as dpb
 from hmi.knowledge.v1 import knowledge_pb2 as pb
+from services.common.errors import ResourceExhausted
 from services.common.failpoints import EXIT_STATUS
+from services.knowledge_store.domains.key_blobs import KeyBlobs
 from services.knowledge_store.domains.work import FAILPOINTS
 from tests.knowledge_store.domain_worlds import (
     add_split_base,
@@ -266,3 +268,28 @@ async def test_a_tables_work_is_held_while_it_waits(tmp_path: Path) -> None:
         root = (await stats(store))[""].domain
         assert segments[0].sha256 in {segment.sha256 for segment in root.segments}
         assert len((await table(store, root.table_version))[""]) == 51
+
+
+async def test_a_full_disk_puts_a_commit_off_and_loses_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = await add_split_base(store)
+    first, last = await lease(store, base), await lease(store, base)
+    assert first is not None
+    assert last is not None
+    await complete(store, first, await rows_of(store, first))
+    segments = await rows_of(store, last)
+
+    async def refuse(*_: object) -> str:
+        raise ResourceExhausted("the disk is full", subject="store/disk", reason="DISK_FULL")
+
+    with monkeypatch.context() as full:
+        full.setattr(KeyBlobs, "write", refuse)
+        await fails(complete(store, last, segments), StatusCode.RESOURCE_EXHAUSTED)
+        assert (await stats(store))[""].domain.table_version == ""
+    async with asyncio.timeout(10):
+        while await is_updating(store):  # noqa: ASYNC110 the store tries again by itself
+            await asyncio.sleep(0.1)
+    root = (await stats(store))[""].domain
+    assert root.table_number == 1
+    assert len((await table(store, root.table_version))[""]) == 51

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from grpc import StatusCode
 
 from hmi.admin.v1 import resources_pb2 as rpb
@@ -12,6 +13,7 @@ from hmi.knowledge.v1 import domain_pb2 as dpb
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common import array_blob
 from services.common.ngram_counts import keys_from_bytes
+from services.knowledge_store.domains import key_blobs
 from tests.knowledge_store.domain_worlds import (
     TOKENIZER,
     VOCAB,
@@ -82,6 +84,15 @@ async def test_counts_that_are_none_are_refused(store: Store) -> None:
             domain=rpb.Domain(base="hminilm", path="news"), counts_sha256=sha256(data)
         )
         await fails(store.stub.CreateDomain(request), StatusCode.INVALID_ARGUMENT)
+    assert set(await stats(store)) == {""}
+
+
+async def test_counts_too_large_to_plan_with_are_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_split_base(store)
+    monkeypatch.setattr(key_blobs, "MAX_COUNTS_BYTES", 64)
+    await fails(create_domain(store, "news", COUNTS), StatusCode.RESOURCE_EXHAUSTED)
     assert set(await stats(store)) == {""}
 
 

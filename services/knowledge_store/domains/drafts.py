@@ -15,7 +15,12 @@ import numpy as np
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.ngrams import MAX_ORDER, order_of
-from services.knowledge_store.domains.key_blobs import FORM_NAMES, KeyBlobs, SegmentKind
+from services.knowledge_store.domains.key_blobs import (
+    FORM_NAMES,
+    KeyBlobs,
+    SegmentKind,
+    row_bytes,
+)
 from services.knowledge_store.domains.options import DomainOptions
 from services.knowledge_store.domains.records import (
     ByOrder,
@@ -26,6 +31,9 @@ from services.knowledge_store.domains.records import (
     WorkRecord,
 )
 from services.knowledge_store.tree.sorted_keys import IntArray, without
+
+# Executors write segments at least as large where they have the rows.
+_FULL_SEGMENT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -95,14 +103,15 @@ class Drafting:
 
     async def _parts(self, base: rpb.Base, goal: Goal) -> list[_Part]:
         orders, orders_now = order_of(goal.keys), order_of(goal.keys_now)
-        rows_per_work = self._options.rows_per_work_of(base)
         parts = []
         for order in range(1, MAX_ORDER + 1):
             keys, now = goal.keys[orders == order], goal.keys_now[orders_now == order]
             segments = tuple(s for s in goal.now.segments if s.order == order)
             added, removed = without(keys, now), without(now, keys)
             num_after = len(segments) + bool(len(added)) + bool(len(removed))
-            max_segments = max(self._options.max_segments, 2 * -(-len(keys) // rows_per_work))
+            # Written anew they would be about as many as there is room for in full ones.
+            num_full = -(-len(keys) * row_bytes(base) // _FULL_SEGMENT_BYTES)
+            max_segments = max(self._options.max_segments, 2 * num_full)
             if num_after > max_segments:
                 parts.append(_Part(order, (), keys, removed[:0], is_change=True))
             else:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common import array_blob
-from services.common.errors import FailedPrecondition, InvalidArgument, NotFound
+from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from services.common.ngram_counts import NgramCounts, check_keys, keys_from_bytes, keys_to_bytes
 from services.common.ngrams import SLOT_MASK, order_of, unpack
 from services.knowledge_store.blobs import BlobDirectory
@@ -23,6 +23,8 @@ from services.knowledge_store.tree.sorted_keys import NONE, BoolArray, IntArray
 
 SEGMENT_FORMAT = "hmi.plot_segment/1"
 MAX_SEGMENT_BYTES = 256_000_000
+# Of one corpus: 32 M n-grams. Planning takes a few times that in memory.
+MAX_COUNTS_BYTES = 512 << 20
 FORM_NAMES = {rpb.FORM_CENTRE: "centre", rpb.FORM_SUM: "sum"}
 NUM_SLOTS = {rpb.FORM_CENTRE: 1, rpb.FORM_SUM: 3}
 _CHUNK_BYTES = 1 << 20
@@ -88,13 +90,20 @@ class KeyBlobs:
         Raises:
             FailedPrecondition: There is no such blob.
             InvalidArgument: It is none of counts, of another tokenizer, or names impossible ids.
+            ResourceExhausted: It is too large to plan with.
         """
         try:
-            data = await self._blobs.read_all(sha256)
+            data = await self._blobs.mapped(sha256)
         except NotFound:
             raise FailedPrecondition(
                 f"there is no blob {sha256}: write it first", reason="BLOB_MISSING"
             ) from None
+        if len(data) > MAX_COUNTS_BYTES:
+            raise ResourceExhausted(
+                f"counts may take {MAX_COUNTS_BYTES} bytes, not {len(data)}: leave out the rarest",
+                subject="store/max_counts_bytes",
+                reason="COUNTS_TOO_LARGE",
+            )
         try:
             counts = await asyncio.to_thread(NgramCounts.from_bytes, data)
         except InvalidArgument as error:
