@@ -135,7 +135,8 @@ class LocalEncoder:
         for layer in self.weights.layers[:-1]:
             x = self._layer(layer, x, x, is_present)
         # In the last layer only the slots that are put out have anything left to say.
-        asked = x[:, CENTRE : CENTRE + 1] if self.form is Form.CENTRE else x
+        # (Contiguous: of a strided input `linear` makes a product a row, with a weight each.)
+        asked = x[:, CENTRE : CENTRE + 1].contiguous() if self.form is Form.CENTRE else x
         x = self._layer(self.weights.layers[-1], asked, x, is_present)
         x = x * torch.sigmoid(self.weights.gate(x))
         return x if self.form is Form.CENTRE else x * is_present[:, :, None]
