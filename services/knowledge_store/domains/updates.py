@@ -68,11 +68,15 @@ class Updates:
 
     async def run(self) -> None:
         """Bring updates to their end, for ever; what fails is tried at the next round."""
+        is_put_off = False
         while True:
             try:
                 await self._round()
+                is_put_off = False
             except HmiError as error:
-                logger.warning("domain updates put off", extra={"error": error.message})
+                if not is_put_off:
+                    logger.warning("domain updates put off", extra={"error": error.message})
+                is_put_off = True
             await asyncio.sleep(_ROUND_S)
 
     async def _round(self) -> None:

@@ -64,8 +64,8 @@ class NodeCounts:
         is_repeated: bool `[n]`: it came more than once, before any clipping.
         is_exempt: bool `[n]`: an exempt corpus (or, in a private node, its tenant) holds it.
         may_enter: bool `[n]`: the sharing rules let it into the node.
-        totals: float64 `[3]`: occurrences by order, clipped too, n-grams that no source
-            names or that may not enter included.
+        totals: float64 `[3]`: occurrences by order, clipped too, n-grams that no source names or
+            that may not enter included.
     """
 
     keys: IntArray
@@ -75,11 +75,6 @@ class NodeCounts:
     is_exempt: BoolArray
     may_enter: BoolArray
     totals: FloatArray
-
-    @property
-    def num_tokens(self) -> float:
-        """Occurrences of n-grams' centres: as many as there are tokens."""
-        return float(self.totals.max(initial=0.0))
 
 
 def combine(sources: Sequence[Source], *, is_private: bool, min_tenants: int) -> NodeCounts:
