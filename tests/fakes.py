@@ -19,6 +19,7 @@ from hmi.executor.v1.executor_pb2_grpc import (
     ExecutorServiceServicer,
     add_ExecutorServiceServicer_to_server,
 )
+from services.common.errors import HmiError
 
 
 def fake_logits(digest: str, token_ids: list[int], num_labels: int) -> np.ndarray:
@@ -47,6 +48,7 @@ class FakeExecutor(ExecutorServiceServicer):
         self.hints: list[str] = []
         self.hinted_tables: list[str] = []
         self.resident: list[str] = []
+        self.error: HmiError | None = None  # instead of answers
         self.port = 0
         self.num_answered = 0
 
@@ -72,9 +74,13 @@ class FakeExecutor(ExecutorServiceServicer):
             while True:
                 submit = await accepted.get()
                 await self.gate.wait()
-                values = self._answer(submit)
-                tensor = pb.Tensor(shape=values.shape, data=values.astype("<f4").tobytes())
-                event = pb.Event(item_id=submit.item_id, is_final=True, output=tensor)
+                event = pb.Event(item_id=submit.item_id, is_final=True)
+                if self.error is None:
+                    values = self._answer(submit)
+                    event.output.shape.extend(values.shape)
+                    event.output.data = values.astype("<f4").tobytes()
+                else:
+                    event.error.CopyFrom(self.error.to_status())
                 credit = pb.Credit(num_tokens=len(submit.token_ids))
                 yield pb.ExecuteResponse(news=[pb.News(event=event), pb.News(credit=credit)])
         finally:

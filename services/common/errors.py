@@ -169,6 +169,10 @@ class ResourceExhausted(_Retryable):
         return [*super().details(), error_details_pb2.QuotaFailure(violations=[violation])]
 
 
+# The reason of an executor's item that it does not run because it stops: another executor may.
+STOPPING = "STOPPING"
+
+
 class Unavailable(_Retryable):
     """Overloaded, stopping, or something needed cannot be reached: retry."""
 

@@ -14,7 +14,7 @@ import grpc.aio
 
 from hmi.executor.v1 import executor_pb2 as pb
 from hmi.executor.v1 import executor_pb2_grpc
-from services.common.errors import Unavailable
+from services.common.errors import STOPPING, Unavailable
 from services.executor import status
 from services.executor.session import Session
 
@@ -87,4 +87,4 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
 
 
 def _stopping() -> Unavailable:
-    return Unavailable("the executor is stopping", reason="STOPPING")
+    return Unavailable("the executor is stopping", reason=STOPPING)

@@ -10,7 +10,14 @@ import logging
 from collections.abc import AsyncIterator
 
 from hmi.executor.v1 import executor_pb2 as pb
-from services.common.errors import Cancelled, HmiError, Internal, InvalidArgument, Unavailable
+from services.common.errors import (
+    STOPPING,
+    Cancelled,
+    HmiError,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+)
 from services.executor.admission import Admission, key_from_pb
 from services.executor.credit import CreditPool
 from services.executor.dispatch import Dispatcher
@@ -162,7 +169,7 @@ class Session:
         self._credit.spend(num_tokens)
         try:
             if self._dispatcher.is_stopping:
-                raise Unavailable("the executor is stopping", reason="STOPPING")
+                raise Unavailable("the executor is stopping", reason=STOPPING)
             item = self._admission.admit(submit)
         except HmiError as error:
             self._credit.refund(num_tokens)

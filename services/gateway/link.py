@@ -15,7 +15,7 @@ import grpc.aio
 
 from hmi.executor.v1 import executor_pb2 as pb
 from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceStub
-from services.common.errors import HmiError, from_status
+from services.common.errors import STOPPING, HmiError, from_status
 from services.common.server import CHANNEL_OPTIONS
 from services.gateway.domain import Item, Version
 
@@ -43,7 +43,7 @@ _OPTIONS = [
 
 
 class StreamEnded(Exception):
-    """The executor closed its stream."""
+    """The executor closed its stream, or is about to."""
 
 
 class LinkEvents(Protocol):
@@ -256,12 +256,16 @@ class Link:
         self._events.link_changed(self)
 
     def _finish(self, event: pb.Event) -> None:
-        item = self._in_flight.pop(event.item_id, None)
+        item = self._in_flight.get(event.item_id)
         if item is None:  # cancelled meanwhile
             return
+        error = from_status(event.error) if event.HasField("error") else None
+        if error is not None and error.reason == STOPPING:
+            raise StreamEnded  # others run what is in flight here, this item too
+        del self._in_flight[event.item_id]
         self._add_load(item, -item.cost)
-        if event.HasField("error"):
-            self._events.item_failed(item, from_status(event.error))
+        if error is not None:
+            self._events.item_failed(item, error)
         else:
             self._events.item_answered(item, event.output)
 

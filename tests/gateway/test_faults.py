@@ -14,6 +14,7 @@ from hmi.admin.v1 import tenant_pb2
 from hmi.admin.v1.tenant_pb2_grpc import TenantServiceStub
 from hmi.executor.v1 import executor_pb2
 from hmi.inference.v1 import inference_pb2 as pb
+from services.common.errors import STOPPING, Unavailable
 from tests.fakes import FakeExecutor, fake_logits
 from tests.gateway.conftest import Stack, Store, open_stack, unique, until
 from tests.gateway.test_predict import expect, request
@@ -58,6 +59,29 @@ async def test_a_lost_executors_items_are_answered_once_by_another(stack: Stack)
     assert again < {s.item_id for s in doomed.submits}
     usage = await used(stack, tenant)
     assert (usage.num_items, usage.num_tokens, usage.num_errors) == (100, 400, 0)
+
+
+async def test_an_executor_that_stops_fails_nothing_that_another_can_run(stack: Stack) -> None:
+    tenant = unique("acme")
+    await stack.add_tenant(tenant)
+    await stack.add_model(tenant, "topic")
+    stopping = await stack.executor()
+    stopping.gate.clear()
+    requests = [
+        pb.StreamPredictRequest(item_id=i, model="topic", input=pb.TextInput(text="the cat"))
+        for i in range(20)
+    ]
+    call = stack.inference.StreamPredict(iter(requests), metadata=stack.metadata(tenant))
+    await until(lambda: len(stopping.submits) == 20)
+    heir = await stack.executor()
+    stopping.error = Unavailable("the executor is stopping", reason=STOPPING)
+    stopping.gate.set()
+    answers = [response async for response in call]
+    assert sorted(answer.item_id for answer in answers) == list(range(20))
+    assert not any(answer.HasField("error") for answer in answers)
+    assert len(heir.submits) == 20
+    usage = await used(stack, tenant)
+    assert (usage.num_items, usage.num_tokens, usage.num_errors) == (20, 80, 0)
 
 
 async def test_items_wait_for_the_same_executor_to_come_back(stack: Stack) -> None:

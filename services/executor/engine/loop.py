@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 from prometheus_client import Gauge, Histogram
 
-from services.common.errors import Unavailable
+from services.common.errors import STOPPING, Unavailable
 from services.executor.engine.asides import Answer, Aside, Asides
 from services.executor.engine.batching import Batcher, Plan
 from services.executor.engine.engine import Engine, InFlight
@@ -188,4 +188,4 @@ class EngineLoop:
         while self._in_flight:
             self._process(is_idle=True)
         self._asides.cancel()
-        self._tell(self._batcher.drain(Unavailable("the executor is stopping")))
+        self._tell(self._batcher.drain(Unavailable("the executor is stopping", reason=STOPPING)))
