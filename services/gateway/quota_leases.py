@@ -235,7 +235,9 @@ class QuotaLeases:
             return
         self._is_cut_off = False
         logger.info("quotas are leased again")
+        now = self._now()
         for budget in self._budgets.values():
+            budget.share.refill(now)  # what was paid off meanwhile is not settled again
             debt = max(0.0, -budget.share.level)
             budget.share.level += debt
             budget.level -= debt

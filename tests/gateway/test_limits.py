@@ -279,6 +279,22 @@ async def test_a_store_that_is_back_is_leased_from_again_and_told_of_debts(world
     assert (await refused(held, acme)).retry_after_s == pytest.approx(8.01)
 
 
+async def test_a_debt_paid_off_while_the_store_was_away_is_not_settled_again(world: World) -> None:
+    held = await world.gateway(num_gateways=2)
+    acme = tenant(tokens_per_second=100)
+    world.store.is_up = False
+    await held.admit_request(acme)
+    held.charge_tokens(acme, 600)  # the share's burst is 100, and 50 a second come
+    await settled()
+    world.clock.now += 10.1
+    world.store.is_up = True
+    other = resources_pb2.Tenant(name="other", quota=acme.quota)
+    await held.admit_request(other)
+    held.charge_tokens(other, 1)  # asks in the background
+    await settled()
+    await held.admit_request(acme)
+
+
 async def test_a_raised_quota_counts_at_once(world: World) -> None:
     held = await world.gateway()
     assert await num_admitted(held, tenant(requests_per_second=1), 10) == 2
