@@ -96,8 +96,9 @@ class FairQueue(Generic[T]):
         return account.num_items if account else 0
 
     def pools(self) -> list[str]:
-        """Pools that may hold items."""
-        return list(self._pools.keys() | self._held_back.keys())
+        """Pools that hold items."""
+        pools = self._pools.keys() | self._held_back.keys()
+        return [pool for pool in pools if self._head(pool) or self._is_held_back(pool)]
 
     @property
     def max_weight(self) -> float:
@@ -243,6 +244,10 @@ class FairQueue(Generic[T]):
                 return account
         self._pools.pop(pool, None)
         return None
+
+    def _is_held_back(self, pool: str) -> bool:
+        """Whether a tenant that is passed over has items in the pool."""
+        return any(account.lanes[pool].heap for account in self._held_back.get(pool, ()))
 
     def _forget_idle(self) -> None:
         """Drop the accounts of absent tenants that the others have caught up with."""

@@ -140,8 +140,6 @@ class Router:
             metrics.retries_total.inc()
             item.place = Place.QUEUED
             self.queue.put_back(item)
-        for base in {item.base_digest for item in items} - self._links_by_base.keys():
-            self._wait_for_executor(base)
         self._refresh_links()
         self._plan_pass(has_new_room=True)
 
@@ -189,6 +187,8 @@ class Router:
                     self._links_by_base.setdefault(base, []).append(link)
         for base in self._give_up_timers.keys() & self._links_by_base.keys():
             self._give_up_timers.pop(base).cancel()
+        for base in set(self.queue.pools()) - self._links_by_base.keys():
+            self._wait_for_executor(base)
         metrics.executors_connected.set(sum(link.is_up for link, _ in self._links.values()))
 
     def _wait_for_executor(self, base: str) -> None:

@@ -147,7 +147,9 @@ def test_what_is_held_back_can_be_removed() -> None:
     item = Thing(0, "flood", 10)
     queue.push(item)
     queue.hold_back(item)
+    assert queue.pools() == ["base"]
     assert queue.remove(item)
+    assert queue.pools() == []
     queue.resume()
     assert queue.first(["base"]) is None
     with pytest.raises(ValueError, match="not its pool's first"):

@@ -216,13 +216,15 @@ class Stack:
         await mirror.until(is_seen)
         return Model(tenant, name, digest, list(labels))
 
-    async def register(self, executor: FakeExecutor, *, lease: str | None = None) -> None:
+    async def register(
+        self, executor: FakeExecutor, *base_digests: str, lease: str | None = None
+    ) -> None:
         """Make an executor known to the store and wait until the gateway is connected."""
         member = knowledge_pb2.Member(
             member_id=lease or f"executor-{executor.port}-{time.time_ns()}",
             kind=knowledge_pb2.MEMBER_KIND_EXECUTOR,
             address=executor.address,
-            base_digests=[self.base_digest],
+            base_digests=base_digests or [self.base_digest],
         )
         await self.knowledge.Register(knowledge_pb2.RegisterRequest(member=member))
         await until(lambda: self.app.router.is_connected(executor.address))

@@ -118,6 +118,33 @@ async def test_without_an_executor_calls_end_unavailable(
         assert error.details()
 
 
+async def test_what_waits_when_the_last_executor_is_lost_ends_unavailable(
+    shared_store: Store, tmp_path: Path
+) -> None:
+    """Of bases that had nothing in flight, too."""
+    async with open_stack(shared_store, tmp_path, executor_wait_s=0.1) as stack:
+        tenant = unique("acme")
+        await stack.add_tenant(tenant)
+        digests = []
+        for name in ("one", "two"):
+            base = unique(name)
+            stack.base_digest = await stack.add_base(base)
+            digests.append(stack.base_digest)
+            await stack.add_model(tenant, name, base=base)
+        executor = FakeExecutor(window=4)
+        executor.gate.clear()
+        await executor.start()
+        await stack.register(executor, *digests)
+        metadata = stack.metadata(tenant)
+        running = stack.inference.Predict(request("one", "cat sat"), metadata=metadata)
+        await until(lambda: len(executor.submits) == 1)
+        waiting = stack.inference.Predict(request("two", "cat sat"), metadata=metadata, timeout=20)
+        await until(lambda: len(stack.app.router.queue) == 1)
+        await executor.kill()
+        await expect(grpc.StatusCode.UNAVAILABLE, waiting)
+        await expect(grpc.StatusCode.UNAVAILABLE, running)
+
+
 async def test_predictions_outlive_the_store_until_keys_are_too_old(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     store.start()
