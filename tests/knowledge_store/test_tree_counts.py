@@ -62,7 +62,7 @@ def test_a_private_node_takes_its_tenants_counts_as_they_are(given_sources: list
     assert counts.may_enter.all()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(sources(), st.integers(2, 4), st.sampled_from("abcd"))
 def test_nobody_gives_more_than_its_share_of_the_whole_however_much_it_sends(
     given_sources: list[Source], m: int, flooder: str
@@ -74,8 +74,8 @@ def test_nobody_gives_more_than_its_share_of_the_whole_however_much_it_sends(
     ]  # fmt: skip
     counts = combine(flood, is_private=False, min_tenants=m)
     others = sum(one.totals.sum() for one in given_sources if one.tenant != flooder)
-    # At most 1/m of it is the flooder's.
-    assert counts.totals.sum() <= others * m / (m - 1) + 1e-6
+    # At most 1/m of it is the flooder's. (It grew by 10^6: so does what is lost by rounding.)
+    assert counts.totals.sum() <= others * m / (m - 1) + 1e-3
     assert (counts.weights[~counts.may_enter] == 0).all()
 
 

@@ -60,9 +60,12 @@ def combined(sources: Sequence[Source], m: int) -> tuple[dict[int, Told], list[f
             rest[tenant][order(key) - 1] -= weight if may_enter else 0.0
         raw = held + sum(given.values())
         told[key] = Told(held + shared, raw > 1, held > 0, may_enter)
+    unnamed = list(totals[""])
+    for key, weight in exempt.items():
+        unnamed[order(key) - 1] -= weight
     for o in range(3):
         left = [max(0.0, own[o]) for own in rest.values()]
-        whole[o] += clipped(left, totals[""][o], m)
+        whole[o] += clipped(left, max(0.0, unnamed[o]), m)
     return told, whole
 
 
@@ -74,8 +77,8 @@ def clipped(given: list[float], exempt: float, m: int) -> float:
     elif not given:
         return 0.0
     else:
-        # Whoever is cut gives the same; if all are, c = (exempt + k c) / m.
-        limit = exempt / (m - len(given))
+        # If one is cut and the others give nothing, c = (exempt + c) / m.
+        limit = exempt / (m - 1)
     return sum(min(weight, limit) for weight in given)
 
 

@@ -8,10 +8,10 @@ In a node that tenants share (`is_private` false), with m = `min_tenants`:
 - An n-gram may enter only if an exempt corpus holds it or m tenants sent it: nobody's own text can
   be read off a shared table.
 - An n-gram's count takes from each tenant at most what the m-th largest sender gave, or if fewer
-  than m sent it what makes that tenant's part 1/m of the count, with what exempt corpora hold. So
-  nobody gives more than 1/m of any count, or of the node's mass, however much it sends.
+  than m sent it what makes it 1/m of the count together with what exempt corpora hold. So nobody
+  gives more than 1/m of any count, or of the node's mass, however much it sends.
 - What a tenant sent of n-grams that may not enter counts for what is left uncovered, as if it were
-  one n-gram of each order: clipped in the same way.
+  one n-gram of each order: clipped in the same way, against what corpora do not name.
 
 A private node takes its one tenant's counts as they are.
 """
@@ -80,12 +80,11 @@ class NodeCounts:
 def combine(sources: Sequence[Source], *, is_private: bool, min_tenants: int) -> NodeCounts:
     """Add up sources under the sharing rules."""
     free = [source for source in sources if is_private or not source.tenant]
-    exempt_keys, exempt_weights = _sum(free)
-    exempt_totals = _totals(free)
+    corpora = Source("", *_sum(free), _totals(free))
     tenants = [] if is_private else _by_tenant(sources)
-    keys = union(exempt_keys, *(source.keys for source in tenants))
+    keys = union(corpora.keys, *(source.keys for source in tenants))
     orders = order_of(keys)
-    exempt = values_of(exempt_keys, exempt_weights, keys)
+    exempt = values_of(corpora.keys, corpora.weights, keys)
     raw, num_senders = exempt.copy(), np.zeros(len(keys), np.int64)
     for source in tenants:
         positions = np.searchsorted(keys, source.keys)
@@ -100,9 +99,9 @@ def combine(sources: Sequence[Source], *, is_private: bool, min_tenants: int) ->
         is_repeated=raw > 1,
         is_exempt=exempt > 0,
         may_enter=may_enter,
-        totals=exempt_totals
+        totals=corpora.totals
         + np.bincount(orders, shared, minlength=MAX_ORDER + 1)[1:]
-        + _clipped_rests(exempt_totals, keys[may_enter], tenants, min_tenants),
+        + _clipped_rests(corpora, keys[may_enter], tenants, min_tenants),
     )
 
 
@@ -122,32 +121,36 @@ def _clipped(
     positions, weights = positions[falling], weights[falling]
     starts = np.cumsum(num_senders) - num_senders
     is_enough = num_senders >= min_tenants
-    # With k < m senders the largest c with c = (exempt + k c) / m.
-    limits = exempt / np.maximum(min_tenants - num_senders, 1)
+    limits = _limit_of_few(exempt, min_tenants)
     limits[is_enough] = weights[starts[is_enough] + min_tenants - 1]
     given = np.minimum(weights, limits[positions])
     return np.asarray(np.bincount(positions, given, minlength=len(keys)), np.float64)
 
 
 def _clipped_rests(
-    exempt_totals: FloatArray, entering: IntArray, tenants: Sequence[Source], min_tenants: int
+    exempt: Source, entering: IntArray, tenants: Sequence[Source], min_tenants: int
 ) -> FloatArray:
     """What the tenants sent by order of n-grams that are not `entering`: float64 `[3]`."""
     if not tenants:
         return np.zeros(MAX_ORDER)
-    rests = []
-    for source in tenants:
-        enters = contains(entering, source.keys)
-        named = np.bincount(
-            order_of(source.keys[enters]), source.weights[enters], minlength=MAX_ORDER + 1
-        )
-        rests.append(np.maximum(source.totals - named[1:], 0.0))
-    falling = np.sort(np.stack(rests), axis=0)[::-1]
+    falling = np.sort(np.stack([_rest(source, entering) for source in tenants]), axis=0)[::-1]
     if len(tenants) >= min_tenants:
         limits = falling[min_tenants - 1]
     else:
-        limits = exempt_totals / (min_tenants - len(tenants))
+        limits = _limit_of_few(_rest(exempt, entering), min_tenants)
     return np.asarray(np.minimum(falling, limits).sum(axis=0))
+
+
+def _limit_of_few(exempt: FloatArray, min_tenants: int) -> FloatArray:
+    """What each of fewer than m tenants may give: 1/m of the sum if it is alone, else less."""
+    return exempt / max(min_tenants - 1, 1)
+
+
+def _rest(source: Source, entering: IntArray) -> FloatArray:
+    """A source's occurrences by order of n-grams that are not `entering`: float64 `[3]`."""
+    enters = contains(entering, source.keys)
+    orders, weights = order_of(source.keys[enters]), source.weights[enters]
+    return np.maximum(source.totals - np.bincount(orders, weights, MAX_ORDER + 1)[1:], 0.0)
 
 
 def _by_tenant(sources: Iterable[Source]) -> list[Source]:
