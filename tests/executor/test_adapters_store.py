@@ -18,6 +18,7 @@ from services.common.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from services.executor.adapters import requests, store
 from tests.executor.test_adapters_batching import STEM, lora_blob
 from tests.executor.tiny_tasks import (
     CONFIGS,
@@ -217,6 +218,52 @@ def test_a_transient_error_is_told_once_and_tried_again(base: Path) -> None:
             with pytest.raises(Unavailable):
                 made.acquire(key)
         assert made.acquire(key)
+
+
+def test_an_old_error_is_not_told_to_who_asks_later(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asked for what a hint or a pin could not load."""
+    blobs: dict[str, bytes] = {}
+    failed = threading.Event()
+
+    def read(digest: str) -> bytes:
+        if not failed.is_set():
+            failed.set()
+            raise Unavailable("the store is away")
+        return blobs[digest]
+
+    monkeypatch.setattr(requests, "_ERROR_S", 0.0)
+    with stack(base, read_blob=read) as made:
+        key = made.push(lora_blob(0))
+        blobs.update(made.blobs)
+        made.store.prefetch(key)
+        assert failed.wait(10)
+        while made.store.held_digests():
+            time.sleep(0.001)
+        made.store.pin([key])  # tries again by itself
+        wait_until_ready(made, key)
+
+
+def test_hints_that_wait_are_bounded_and_stop_no_claim(base: Path) -> None:
+    blobs: dict[str, bytes] = {}
+    go_on = threading.Event()
+
+    def read(digest: str) -> bytes:
+        assert go_on.wait(20)
+        return blobs[digest]
+
+    with stack(base, read_blob=read) as made:
+        key = made.push(lora_blob(0))
+        blobs.update(made.blobs)
+        for number in range(2_000):
+            made.store.prefetch(Key("m", number, f"{number:064x}", "flood"))
+        assert len(made.store.held_digests()) == store._MAX_HINTED
+        assert made.store.acquire(key) is None
+        assert key.digest in made.store.held_digests()
+        with made.store._lock:
+            made.store._requests.clear()
+        go_on.set()
 
 
 def test_an_inadmissible_version_is_read_once(base: Path) -> None:

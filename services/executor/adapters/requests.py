@@ -22,6 +22,8 @@ _MAX_PASSED = 32
 _MAX_BLOCK_S = 2.0
 _OVERDUE_S = 2.0
 _MAX_ERRORS = 4096
+# Who waits asks again at once when a load fails; an older error says nothing of the next load.
+_ERROR_S = 10.0
 _PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blob itself: no retry can mend it
 
 
@@ -73,7 +75,7 @@ class Requests:
     def __init__(self, num_rows_of: Callable[[str], int] = lambda _tenant: 0) -> None:
         self._num_rows_of = num_rows_of
         self._requests: dict[Key, Request] = {}
-        self._untold: dict[Key, HmiError] = {}
+        self._untold: dict[Key, tuple[HmiError, float]] = {}  # and until when, as `blocks_until`
         self._refused: dict[str, HmiError] = {}  # by digest
 
     def __len__(self) -> int:
@@ -89,11 +91,11 @@ class Requests:
         if request is not None:
             request.is_claimed |= is_claimed
             return False
-        if key in self._untold and not is_claimed:
+        if not is_claimed and self._is_untold(key):
             return False
         refusal = self._refused.get(key.digest)
         if refusal is not None:
-            self._untold[key] = refusal
+            self._keep(key, refusal)
             return False
         self._requests[key] = Request(key, is_claimed)
         return True
@@ -110,17 +112,25 @@ class Requests:
         if self._requests.get(request.key) is not request:
             return
         del self._requests[request.key]
-        self._untold[request.key] = error
+        self._keep(request.key, error)
         if isinstance(error, _PERMANENT):
             self._refused[request.key.digest] = error
-        while len(self._untold) > _MAX_ERRORS:
-            del self._untold[next(iter(self._untold))]
         while len(self._refused) > _MAX_ERRORS:
             del self._refused[next(iter(self._refused))]
 
     def tell(self, key: Key) -> HmiError | None:
-        """Why the adapter could not come, told once."""
-        return self._untold.pop(key, None)
+        """Why the adapter could not come just now, told once."""
+        error = self._untold[key][0] if self._is_untold(key) else None
+        self._untold.pop(key, None)
+        return error
+
+    def _keep(self, key: Key, error: HmiError) -> None:
+        self._untold[key] = error, time.monotonic() + _ERROR_S
+        while len(self._untold) > _MAX_ERRORS:
+            del self._untold[next(iter(self._untold))]
+
+    def _is_untold(self, key: Key) -> bool:
+        return key in self._untold and time.monotonic() < self._untold[key][1]
 
     def to_stage(self) -> list[Request]:
         """Those to be read next, as many as may be between disk and device."""

@@ -37,6 +37,7 @@ from services.executor.adapters.slots import Key, Slot
 from services.executor.models.segments import Segments
 
 _NUM_STAGING_THREADS = 4
+_MAX_HINTED = 1024  # on their way in: each place that frees sorts them
 
 
 class AdapterStore:
@@ -108,10 +109,12 @@ class AdapterStore:
     def prefetch(self, key: Key) -> None:
         """Begin to load unless it is loaded or loading. Never blocks.
 
-        A hint: where there is no room without evicting what is used more, it ends in host memory.
+        A hint: where there is no room without evicting what is used more, it ends in host memory;
+        where very many are on their way in, it is passed over.
         """
         with self._lock:
-            self._request(key, is_claimed=False)
+            if len(self._requests) < _MAX_HINTED:
+                self._request(key, is_claimed=False)
 
     def is_ready(self, key: Key) -> bool:
         """Whether it is in device memory at this moment."""
