@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hmi.admin.v1 import resources_pb2
@@ -80,6 +82,8 @@ class Predictor:
         self._router = router
         self._usage = usage
         self._loop = asyncio.get_running_loop()
+        self._tokenizing: Counter[str] = Counter()  # items on their way to the queue, by tenant
+        self._num_tokenizing = 0
 
     async def answer(self, question: Question) -> tuple[Version, list[pb.Prediction]]:
         """Every text's prediction, in their order, with the one version that made them.
@@ -160,14 +164,15 @@ class Predictor:
         self, admitted: _Admitted, texts: Sequence[Text]
     ) -> list[pb.Prediction]:
         try:
-            # What finds no room costs no tokenization; and what took it meanwhile counts too.
+            # What finds no room costs no tokenization; and what came back meanwhile counts too.
             self._check_room(admitted.tenant, len(texts))
-            encoded = await self._tokenization.encode(
-                admitted.base,
-                admitted.question.tenant,
-                texts,
-                with_offsets=admitted.with_offsets,
-            )
+            with self._room_kept(admitted.tenant.name, len(texts)):
+                encoded = await self._tokenization.encode(
+                    admitted.base,
+                    admitted.question.tenant,
+                    texts,
+                    with_offsets=admitted.with_offsets,
+                )
             check_lengths(texts, encoded, admitted.base.max_tokens)
             self._check_room(admitted.tenant, len(texts))
         except HmiError:
@@ -214,7 +219,22 @@ class Predictor:
 
     def _check_room(self, tenant: resources_pb2.Tenant, num_new: int) -> None:
         queue = self._router.queue
-        self._limits.check_room(tenant, num_new, queue.num_items(tenant.name), len(queue))
+        num_waiting = queue.num_items(tenant.name) + self._tokenizing[tenant.name]
+        num_waiting_of_all = len(queue) + self._num_tokenizing
+        self._limits.check_room(tenant, num_new, num_waiting, num_waiting_of_all)
+
+    @contextmanager
+    def _room_kept(self, tenant: str, num_items: int) -> Iterator[None]:
+        """Items that wait for the tokenizer wait: a flood must not pile up before the queue."""
+        self._tokenizing[tenant] += num_items
+        self._num_tokenizing += num_items
+        try:
+            yield
+        finally:
+            self._num_tokenizing -= num_items
+            self._tokenizing[tenant] -= num_items
+            if not self._tokenizing[tenant]:
+                del self._tokenizing[tenant]
 
     def _count_refused(self, tenant: str, num_items: int) -> None:
         self._usage.of(tenant).num_errors += num_items

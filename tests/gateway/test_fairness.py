@@ -103,6 +103,32 @@ async def test_tenants_take_turns_at_the_tokenizer() -> None:
     assert order.index("quiet") <= 1 + tokenization.BATCH_TEXTS
 
 
+async def test_what_waits_for_the_tokenizer_takes_room_in_the_queue(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = unique("tenant")
+    await stack.add_tenant(name, max_queued_items=2)
+    await stack.add_model(name, "m")
+    await stack.executor()
+    go_on, encode, num_begun = asyncio.Event(), tokenization.Tokenization.encode, 0
+
+    async def slowly(*args: Any, **options: Any) -> Any:
+        nonlocal num_begun
+        num_begun += 1
+        await go_on.wait()
+        return await encode(*args, **options)
+
+    monkeypatch.setattr(tokenization.Tokenization, "encode", slowly)
+    tenant = Tenant(name, ("m",))
+    for num_rounds in (1, 2):
+        waiting = ask(stack, tenant, 2)
+        await until(lambda: num_begun == 2 * num_rounds)  # noqa: B023 — awaited here
+        await expect(grpc.StatusCode.RESOURCE_EXHAUSTED, ask(stack, tenant, 1)[0])
+        go_on.set()
+        await asyncio.gather(*waiting)
+        go_on.clear()
+
+
 def link() -> Link:
     link = Link("127.0.0.1:1", "", "gateway", cast(LinkEvents, SimpleNamespace()))
     link.credit = link.window = 300
