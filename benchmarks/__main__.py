@@ -1,7 +1,8 @@
 """Runs the benchmarks one after the other, each in a process of its own.
 
-`python -m benchmarks` runs all, `python -m benchmarks NAME…` some. Exits 1 only if one broke: what
-the figures say is for their reader, not for the exit status.
+`python -m benchmarks` runs all, `python -m benchmarks NAME…` some; options after a single name are
+that benchmark's. Exits 1 only if one broke: what the figures say is for their reader, not for the
+exit status.
 """
 
 from __future__ import annotations
@@ -26,26 +27,36 @@ _PARTS = {
     "news",
     "plot_data",
     "plot_batch",
+    "datasets",
+    "resampling",
 }
+# Run by name only: it prepares what a benchmark measures.
+_STEPS = {"accuracy-controls": "accuracy.controls"}
 
 
 def names() -> list[str]:
     """Every benchmark in this folder."""
-    modules = (path.stem for path in Path(__file__).parent.glob("*.py"))
-    return sorted(name for name in modules if name not in _PARTS)
+    here = Path(__file__).parent
+    modules = {path.stem for path in here.glob("*.py")} - _PARTS
+    packages = {path.parent.name for path in here.glob("*/__main__.py")}
+    return sorted(modules | packages)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}")
-    chosen = parser.parse_args().names or names()
-    unknown = set(chosen) - set(names())
+    parsed, options = parser.parse_known_args()
+    chosen = parsed.names or names()
+    unknown = set(chosen) - {*names(), *_STEPS}
+    if options and len(parsed.names) != 1:
+        parser.error(f"{options[0]}: options are of one benchmark, which is to be named")
     if unknown:
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}")
     broken = []
     for name in chosen:
         print(f"== {name}", flush=True)
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode:
+        module = f"benchmarks.{_STEPS.get(name, name)}"
+        if subprocess.run([sys.executable, "-m", module, *options], check=False).returncode:
             broken.append(name)
     if broken:
         print(f"broken: {', '.join(broken)}", file=sys.stderr)

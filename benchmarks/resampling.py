@@ -5,6 +5,9 @@ Knows paired samples and the groups they come in; does not know what was measure
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -32,13 +35,27 @@ def difference_of_ratios(
     return ratio_of_sums(tops, below, seed=seed)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A value and what it was in each resample, `[resamples]`."""
+
+    value: float
+    draws: FloatArray
+
+    @property
+    def estimate(self) -> Estimate:
+        """With its 95 % interval."""
+        return _estimate(self.value, self.draws)
+
+
 def nested(
     values: ArrayLike, sizes: ArrayLike, groups: ArrayLike, runs: ArrayLike, *, seed: int = 0
-) -> Estimate:
+) -> Drawn:
     """A mean over texts that several training runs answered, each text one run's.
 
     Runs are drawn with replacement, then groups of texts inside each run drawn: the interval
-    covers chance in training as well as in texts.
+    covers chance in training as well as in texts. Equal arguments but for `values` are drawn
+    alike, so that differences of the values are paired.
 
     Args:
         values: What each text scored, summed over its parts, `[n]`.
@@ -59,13 +76,13 @@ def nested(
             ]
         )
         drawn[number] = tops[picked].sum() / bottoms[picked].sum()
-    return _estimate(float(tops.sum() / bottoms.sum()), drawn)
+    return Drawn(float(tops.sum() / bottoms.sum()), drawn)
 
 
-def averaged(parts: list[Estimate], draws: list[FloatArray]) -> Estimate:
-    """The mean of independent estimates, given each one's draws `[resamples]`."""
+def mean_of(parts: Sequence[Drawn]) -> Drawn:
+    """The mean of values that were drawn independently of each other."""
     value = float(np.mean([part.value for part in parts]))
-    return _estimate(value, np.mean(draws, axis=0))
+    return Drawn(value, np.mean([part.draws for part in parts], axis=0))
 
 
 def _by_group(

@@ -1,0 +1,147 @@
+"""Runs the comparison: every subject trained on every fold of every task, and left untrained.
+
+Knows the order of work and what comes out of it; does not know goals or intervals.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.accuracy.learner import RECIPES, Dealer, Model, embed, score, train
+from benchmarks.accuracy.subjects import BASE, Encoders, Subject
+from benchmarks.accuracy.tables import hit_shares
+from benchmarks.accuracy.tasks import Limits, Task, load
+from services.common.ngrams import IntArray
+
+NUM_NEIGHBOURS = 10
+_SAMPLE_SEED = 4
+
+
+@dataclass
+class Outcome:
+    """What came of one row of a task.
+
+    Attributes:
+        right: Labels that are right, by text, `[texts]`; texts of unmeasured folds are absent.
+        shared: Of each text's ten nearest neighbours, those that the base finds too.
+        hits: Share of tokens answered by an n-gram of each order; empty where nothing backs off.
+        seconds: Training and asking.
+    """
+
+    right: IntArray
+    shared: IntArray
+    hits: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
+class TaskOutcome:
+    """What came of a task, by row: `base`, `hMiniLM, compute`, …; arrays are alike in all rows.
+
+    Attributes:
+        asked: Labels of each text.
+        groups, folds: Of each text.
+    """
+
+    name: str
+    num_tokens: int
+    asked: IntArray
+    groups: IntArray
+    folds: IntArray
+    rows: dict[str, Outcome] = field(default_factory=dict)
+
+
+def measure(
+    encoders: Encoders, name: str, limits: Limits, folds: range, only: frozenset[str]
+) -> TaskOutcome:
+    """One task.
+
+    Args:
+        folds: Those that are measured.
+        only: Names of subjects; empty measures all. The base always is.
+    """
+    task = load(name, limits)
+    dealer = Dealer(task)
+    tested = np.flatnonzero(np.isin(task.fold_of, list(folds)))
+    outcome = TaskOutcome(
+        name,
+        int(task.lengths.sum()),
+        np.zeros(len(tested), np.int64),
+        task.groups[tested],
+        task.fold_of[tested],
+    )
+    neighbours: Tensor | None = None
+    began = time.monotonic()
+    for subject in encoders.subjects(task):
+        if only and subject.name not in only and subject.name != BASE:
+            continue
+        print(f"{time.monotonic() - began:6.0f} s  {name}: {subject.name}", file=sys.stderr)
+        found = _ask(subject, task, dealer, limits, folds)
+        for view, by_text in found.items():
+            scores = np.array([by_text[int(text)] for text in tested])
+            outcome.asked = scores[:, 1]
+            near = nearest(_embedded(subject, task, dealer, tested, view))
+            neighbours = near if neighbours is None else neighbours
+            row = Outcome(scores[:, 0], overlap(near, neighbours))
+            row.hits = _hits(task, subject.views[view])
+            row.seconds = time.monotonic() - began
+            outcome.rows[f"{subject.name}, {view}" if view else subject.name] = row
+    return outcome
+
+
+def _ask(
+    subject: Subject, task: Task, dealer: Dealer, limits: Limits, folds: range
+) -> dict[str, dict[int, tuple[int, int]]]:
+    """Scores by view and text: one adapter a fold, asked under every view."""
+    found: dict[str, dict[int, tuple[int, int]]] = {view: {} for view in subject.views}
+    for fold in folds:
+        chance = np.random.default_rng([_SAMPLE_SEED, fold])
+        learnt = chance.permutation(np.flatnonzero(task.fold_of != fold))[: limits.learnt]
+        model = Model(subject.upper, subject.split, task, seed=fold)
+        recipe = RECIPES[task.name]
+        train(model, subject.inputs, dealer, learnt, recipe, subject.learning, seed=fold)
+        held_out = np.flatnonzero(task.fold_of == fold)
+        for view, by_fold in subject.views.items():
+            found[view] |= score(model, subject.inputs, dealer, held_out, by_fold[fold])
+    return found
+
+
+def _embedded(subject: Subject, task: Task, dealer: Dealer, tested: IntArray, view: str) -> Tensor:
+    """Embeddings of the tested texts, each looked up where its fold was held out."""
+    by_fold = subject.views[view]
+    vectors = torch.empty(len(tested), subject.upper.config.hidden_size)
+    for fold in np.unique(task.fold_of[tested]):
+        is_here = task.fold_of[tested] == fold
+        vectors[torch.from_numpy(is_here)] = embed(
+            subject.upper, subject.split, subject.inputs, dealer, tested[is_here], by_fold[fold]
+        )
+    return vectors
+
+
+def nearest(vectors: Tensor) -> Tensor:
+    """Each vector's ten nearest others by cosine, `[n, 10]`; vectors have length 1."""
+    num_neighbours = min(NUM_NEIGHBOURS, len(vectors) - 1)
+    parts = []
+    for begin in range(0, len(vectors), 1024):
+        likeness = vectors[begin : begin + 1024] @ vectors.T
+        own = torch.arange(len(likeness))
+        likeness[own, begin + own] = -2
+        parts.append(likeness.topk(num_neighbours, dim=1).indices)
+    return torch.cat(parts)
+
+
+def overlap(found: Tensor, wanted: Tensor) -> IntArray:
+    """How many neighbours two lists `[n, 10]` share, `[n]`."""
+    shared: IntArray = (found[:, :, None] == wanted[:, None, :]).any(2).sum(1).numpy()
+    return shared
+
+
+def _hits(task: Task, views: list[IntArray | None]) -> dict[int, float]:
+    told = [view for view in views if view is not None]
+    return hit_shares(task, told) if told else {}
