@@ -100,6 +100,7 @@ async def rate(directory: Path, versions: dict[str, bytes], text: str) -> float:
         limits,
         max_in_flight=1,
         reach=lambda _point, _num: None,
+        observe=lambda _part: None,
         on_failure=lambda: None,
     )
     wake.call = dispatcher.wake
