@@ -8,7 +8,8 @@ level of those who stayed, so that idling earns no credit; a tenant that got mor
 before it left is remembered until the others have caught up.
 
 Items wait in *pools* (the base they need), because an executor's credit admits items of some pools
-only, and a batch holds items of one; the account is one for all pools.
+only, and a batch holds items of one; the account is one for all pools. The level is each pool's own
+for as long as it holds items: executors of other bases may serve others far more meanwhile.
 
 Two services use it: gateways, to give out executors' credit, and executors, to fill batches from
 the items of all gateways.
@@ -81,6 +82,7 @@ class FairQueue(Generic[T]):
         self._live: dict[int, T] = {}
         self._charged: set[int] = set()
         self._level = 0.0
+        self._levels: dict[str, float] = {}  # of pools, since they hold items
         self._num_entries = 0
         self._num_pushes = 0
 
@@ -97,8 +99,7 @@ class FairQueue(Generic[T]):
 
     def pools(self) -> list[str]:
         """Pools that hold items."""
-        pools = self._pools.keys() | self._held_back.keys()
-        return [pool for pool in pools if self._head(pool) or self._is_held_back(pool)]
+        return [pool for pool in self._pools.keys() | self._held_back.keys() if self._holds(pool)]
 
     @property
     def max_weight(self) -> float:
@@ -114,11 +115,12 @@ class FairQueue(Generic[T]):
         self._num_pushes += 1
         if self._num_pushes % _FORGET_EVERY == 0:
             self._forget_idle()
+        level = self._level_of(item.base_digest)
         account = self._accounts.get(item.tenant)
         if account is None:
-            account = self._accounts[item.tenant] = _Account(item.tenant, self._level)
+            account = self._accounts[item.tenant] = _Account(item.tenant, level)
         elif account.num_items == 0:
-            account.service = max(account.service, self._level)
+            account.service = max(account.service, level)
         self._weigh(account, item.weight)
         account.num_items += 1
         self._live[item.item_id] = item
@@ -172,7 +174,9 @@ class FairQueue(Generic[T]):
     def take(self, item: T) -> None:
         """Remove an item to be served, and charge its tenant."""
         account = self._accounts[item.tenant]
+        pool = item.base_digest
         self._level = max(self._level, account.service)
+        self._levels[pool] = max(self._levels[pool], account.service)
         self.remove(item, keep_charged=True)
         if item.item_id in self._charged:
             self._charged.discard(item.item_id)
@@ -245,14 +249,23 @@ class FairQueue(Generic[T]):
         self._pools.pop(pool, None)
         return None
 
-    def _is_held_back(self, pool: str) -> bool:
-        """Whether a tenant that is passed over has items in the pool."""
-        return any(account.lanes[pool].heap for account in self._held_back.get(pool, ()))
+    def _level_of(self, pool: str) -> float:
+        """Where a tenant begins that comes for a pool."""
+        if not self._holds(pool):
+            self._levels[pool] = self._level
+        return self._levels[pool]
+
+    def _holds(self, pool: str) -> bool:
+        """Whether any tenant, passed over or not, has items in the pool."""
+        held_back = self._held_back.get(pool, ())
+        return self._head(pool) is not None or any(a.lanes[pool].heap for a in held_back)
 
     def _forget_idle(self) -> None:
         """Drop the accounts of absent tenants that the others have caught up with."""
+        self._levels = {pool: self._levels[pool] for pool in self.pools()}
+        level = min([self._level, *self._levels.values()])
         self._accounts = {
             tenant: account
             for tenant, account in self._accounts.items()
-            if account.num_items or account.in_pools or account.service > self._level
+            if account.num_items or account.in_pools or account.service > level
         }

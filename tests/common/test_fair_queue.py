@@ -76,6 +76,28 @@ def test_idling_earns_no_credit() -> None:
     assert 9 <= first_twenty.count("late") <= 11
 
 
+def test_who_comes_for_a_slow_pool_begins_where_its_others_are() -> None:
+    """Another pool's executors have served its tenant far more meanwhile."""
+    queue = FairQueue[Thing]()
+    ids = itertools.count()
+
+    def serve(pool: str) -> str:
+        item = queue.first([pool])
+        assert item is not None
+        queue.take(item)
+        return item.tenant
+
+    for number in range(1_000):
+        queue.push(Thing(next(ids), "fast", base_digest="y"))
+        serve("y")
+        queue.push(Thing(next(ids), "slow", base_digest="x"))
+        if number % 10 == 0:
+            serve("x")
+    for _ in range(50):
+        queue.push(Thing(next(ids), "late", base_digest="x"))
+    assert 9 <= [serve("x") for _ in range(20)].count("late") <= 11
+
+
 def test_leaving_between_items_does_not_clear_the_account() -> None:
     """A tenant that sends one large item at a time gets no more than its share of tokens."""
     queue = FairQueue[Thing]()
@@ -177,10 +199,14 @@ class Model:
         self.service: dict[str, float] = {}
         self.charged: set[int] = set()
         self.level = 0.0
+        self.levels: dict[str, float] = {}
 
     def push(self, item: Thing) -> None:
+        if not any(other.base_digest == item.base_digest for other in self.items):
+            self.levels[item.base_digest] = self.level
         if not any(other.tenant == item.tenant for other in self.items):
-            self.service[item.tenant] = max(self.service.get(item.tenant, 0.0), self.level)
+            level = self.levels[item.base_digest]
+            self.service[item.tenant] = max(self.service.get(item.tenant, 0.0), level)
         self.items.append(item)
 
     def heads(self, pools: set[str]) -> dict[str, list[Thing]]:
@@ -195,6 +221,8 @@ class Model:
 
     def take(self, item: Thing) -> None:
         self.level = max(self.level, self.service[item.tenant])
+        pool = item.base_digest
+        self.levels[pool] = max(self.levels[pool], self.service[item.tenant])
         self.items.remove(item)
         if item.item_id in self.charged:
             self.charged.discard(item.item_id)
