@@ -24,16 +24,16 @@ from benchmarks.accuracy.__main__ import CONTROLS, ENCODER
 from benchmarks.accuracy.subjects import CONTROLS as DESCRIPTION
 from hmi.bases import minilm_directory
 from services.common.local_encoder_format import FILE_NAME, Form
-from services.executor.construct import run as construct
+from services.executor.construct.adapt import AdaptOptions, adapt
 from services.executor.construct.distill import Schedule, distill
 from services.executor.construct.local_file import save_local
+from services.executor.construct.run import unsplit_digest
 from services.executor.construct.student import Student, start
 from services.executor.construct.texts import Pieces, tokenize
 from services.executor.device import pick_dtype
 from services.executor.models.encoder import Encoder, load_base
 
 _HELD_OUT = 256
-_ADAPT_RATE = 1e-4
 KINDS = ("centre", "unigram", "dropped", "sum")
 
 
@@ -68,7 +68,7 @@ class Plan:
             student.tensors,
             split=self.split,
             form=student.form,
-            unsplit_digest=construct.unsplit_digest(minilm_directory()),
+            unsplit_digest=unsplit_digest(minilm_directory()),
         )
 
     def adapt(self, name: str, parent: Path, num_tokens: int) -> None:
@@ -79,14 +79,10 @@ class Plan:
         corpus.write_text(
             "".join(f"{_one_line(text)}\n\n" for text in tasks.texts_aside(name)), "utf-8"
         )
-        schedule = Schedule(
-            num_tokens, learning_rate=_ADAPT_RATE, warm_up_tokens=max(1, num_tokens // 10),
-            seed=self.schedule.seed,
-        )  # fmt: skip
-        construct.run(
-            construct.DistillOptions(
-                minilm_directory(), self.split, (corpus,), directory, schedule,
-                parent=parent / FILE_NAME, device="cpu",
+        adapt(
+            AdaptOptions(
+                minilm_directory(), parent / FILE_NAME, (corpus,), directory, num_tokens,
+                seed=self.schedule.seed, device="cpu",
             )
         )  # fmt: skip
 
