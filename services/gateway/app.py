@@ -105,12 +105,6 @@ def _adders(parts: _Parts) -> Adders:
     }
 
 
-def _prefetch(tokenization: Tokenization, mirror: Mirror) -> None:
-    """Load every base's tokenizer before it is asked for, and before the store may be away."""
-    for base in mirror.state.bases.values():
-        tokenization.prefetch(base)
-
-
 @asynccontextmanager
 async def open_app(settings: GatewaySettings, gateway_id: str) -> AsyncIterator[App]:
     """Build the gateway and wait for the store's first snapshot."""
@@ -132,8 +126,9 @@ async def open_app(settings: GatewaySettings, gateway_id: str) -> AsyncIterator[
             limits = Limits(settings, leases)
             predictor = Predictor(settings, mirror, limits, tokenization, router, usage)
             parts = _Parts(settings, knowledge, mirror, cache, usage, router, predictor)
-            mirror.on_change(lambda: _prefetch(tokenization, mirror))
-            _prefetch(tokenization, mirror)
+            # Before they are asked for, and before the store may be away.
+            mirror.on_change(lambda: tokenization.keep(mirror.state.bases.values()))
+            tokenization.keep(mirror.state.bases.values())
             async with leases.running():
                 yield App(_adders(parts), knowledge, mirror, router)
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -214,6 +214,14 @@ class Tokenization:
             task = self._loading[digest] = asyncio.create_task(self._load(digest))
             task.add_done_callback(lambda done: self._forget_failed(digest, done))
         return task
+
+    def keep(self, bases: Iterable[Base]) -> None:
+        """Load these bases' tokenizers, and let go of all others."""
+        wanted = {base.tokenizer_digest: base for base in bases}
+        for digest in self._loading.keys() - wanted.keys():
+            del self._loading[digest]  # who waits for it gets it all the same
+        for base in wanted.values():
+            self.prefetch(base)
 
     def close(self) -> None:
         """Stop the threads and what is loading."""
