@@ -31,7 +31,7 @@ TENANT_PART = 2.0
 
 RETRY_MIN_S = 0.05
 RETRY_MAX_S = 1.0
-_MAX_TABLES = 10_000
+_MAX_HINTED = 10_000  # to hint once more costs next to nothing
 
 _OPTIONS = [
     *CHANNEL_OPTIONS,
@@ -148,10 +148,10 @@ class Link:
         is_known = version.digest in self.resident or version.digest in self._hinted
         if is_known and (not table or table in self._tables):
             return
-        self._hinted.add(version.digest)
-        if len(self._tables) > _MAX_TABLES:
-            self._tables.clear()  # to hint once more costs next to nothing
-        self._tables.add(table)
+        for hinted, name in ((self._hinted, version.digest), (self._tables, table)):
+            if len(hinted) >= _MAX_HINTED:
+                hinted.clear()
+            hinted.add(name)
         self._send(pb.Command(hint=pb.Hint(key=version.key, table_version=table)))
 
     def forget_hint(self, digest: str) -> None:

@@ -13,8 +13,10 @@ import grpc
 import pytest
 from tokenizers import Tokenizer
 
+from hmi.admin.v1 import resources_pb2
+from services.gateway import link as links
 from services.gateway import tokenization
-from services.gateway.domain import Item, Text
+from services.gateway.domain import Item, Text, Version
 from services.gateway.link import Link, LinkEvents
 from tests.fakes import FakeExecutor
 from tests.gateway.conftest import Stack, tokenizer_json, unique, until
@@ -160,6 +162,22 @@ async def test_however_many_flood_credit_is_left_for_the_next(num_floods: int) -
     fill(full, *((f"flood-{number}", 1.0) for number in range(num_floods)))
     assert full.credit >= 300 // (1 + 2 * num_floods)
     assert full.has_room(item("quiet", full.credit), 1.0)
+
+
+async def test_hints_of_what_is_submitted_elsewhere_are_remembered_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "_MAX_HINTED", 100)
+    one = link()
+    for number in range(1_000):
+        one.hint(
+            Version.from_pb(resources_pb2.Version(digest=f"{number}", table_version=f"t{number}"))
+        )
+    assert len(one._outbox) == 1_000
+    assert len(one._hinted) <= 100
+    assert len(one._tables) <= 100
+    one.hint(Version.from_pb(resources_pb2.Version(digest="999", table_version="t999")))
+    assert len(one._outbox) == 1_000
 
 
 async def test_parts_follow_the_weights_of_those_who_wait() -> None:
