@@ -87,24 +87,29 @@ def _note_hits(report: Report, outcome: TaskOutcome) -> None:
             )
 
 
+def _seed(outcome: TaskOutcome) -> int:
+    """One a task: its rows are drawn alike, other tasks independently."""
+    return sum(outcome.name.encode())
+
+
 def _accuracy(outcome: TaskOutcome, row: str) -> Drawn:
     right = outcome.rows[row].right
-    return nested(right, outcome.asked, outcome.groups, outcome.folds)
+    return nested(right, outcome.asked, outcome.groups, outcome.folds, seed=_seed(outcome))
 
 
 def _difference(outcome: TaskOutcome, better: str, worse: str) -> Drawn:
     right = outcome.rows[better].right - outcome.rows[worse].right
-    return nested(right, outcome.asked, outcome.groups, outcome.folds)
+    return nested(right, outcome.asked, outcome.groups, outcome.folds, seed=_seed(outcome))
 
 
 def _shared(outcome: TaskOutcome, row: str) -> Drawn:
     shared = outcome.rows[row].shared / NUM_NEIGHBOURS
-    return nested(shared, shared * 0 + 1, outcome.groups, outcome.folds)
+    return nested(shared, shared * 0 + 1, outcome.groups, outcome.folds, seed=_seed(outcome))
 
 
 def _shared_difference(outcome: TaskOutcome, better: str, worse: str) -> Drawn:
     more = (outcome.rows[better].shared - outcome.rows[worse].shared) / NUM_NEIGHBOURS
-    return nested(more, more * 0 + 1, outcome.groups, outcome.folds)
+    return nested(more, more * 0 + 1, outcome.groups, outcome.folds, seed=_seed(outcome))
 
 
 def _points(drawn: Drawn) -> Estimate:
