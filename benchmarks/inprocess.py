@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from hmi.bases import minilm_directory
 from services.executor.adapters import AdapterStore, BaseTensors
-from services.executor.device import pick_device, pick_dtype, pick_limits
+from services.executor.device import pick_device, pick_dtype, pick_limits, pick_workers
 from services.executor.dispatch import Dispatcher
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Event, Item, ModelKey
@@ -99,6 +99,7 @@ async def rate(directory: Path, versions: dict[str, bytes], text: str) -> float:
         {"base": base},
         limits,
         max_in_flight=1,
+        num_workers=pick_workers(0, base.device),
         reach=lambda _point, _num: None,
         observe=lambda _part: None,
         on_failure=lambda: None,

@@ -26,7 +26,7 @@ from services.common.server import run, serve, stopped
 from services.executor.bases import Bases
 from services.executor.blobs import BlobFiles
 from services.executor.config import ExecutorSettings
-from services.executor.device import pick_device, pick_limits
+from services.executor.device import pick_device, pick_limits, pick_workers
 from services.executor.failpoints import arm
 from services.executor.follow import Follower
 from services.executor.loading import Loader
@@ -50,6 +50,7 @@ def _options(settings: ExecutorSettings) -> Options:
         limits=pick_limits(settings.max_batch_tokens, settings.max_batch_rows, device),
         credit_batches=settings.credit_batches,
         max_in_flight=1 if device.type == "cpu" else 2,
+        num_workers=pick_workers(settings.num_workers, device),
         drain_s=settings.drain_s,
         reach=arm(settings.failpoints),
     )

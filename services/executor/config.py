@@ -55,7 +55,7 @@ class ExecutorSettings(ServiceSettings):
         "each split base; a tenant gets an eighth of it at most.",
     )
     max_batch_tokens: int = Field(
-        0, ge=0, description="Tokens of a batch; 0: 2048 on a CPU, 16384 on CUDA."
+        0, ge=0, description="Tokens of a batch; 0: 1024 on a CPU, 16384 on CUDA."
     )
     max_batch_rows: int = Field(
         0, ge=0, description="Rows of a batch; 0: 64 on a CPU, 256 on CUDA."
@@ -63,11 +63,17 @@ class ExecutorSettings(ServiceSettings):
     credit_batches: float = Field(
         3.0,
         gt=0,
-        description="Batches' worth of tokens that all gateways together may have submitted. One "
-        "tenant alone takes two thirds of it. More keeps the device busy over slow networks; less "
-        "keeps queues where cancelling is cheap.",
+        description="Batches' worth of tokens that all gateways together may have submitted, for "
+        "each batch that computes at once. One tenant alone takes two thirds of it. More keeps the "
+        "device busy over slow networks; less keeps queues where cancelling is cheap.",
     )
     num_threads: int = Field(0, ge=0, description="Threads of CPU compute; 0: torch's default.")
+    num_workers: int = Field(
+        0,
+        ge=0,
+        description="Batches that a CPU computes at once, each on its part of the threads; 0: one "
+        "a thread. Fewer, and a single large batch is done sooner, but fewer are done in all.",
+    )
     failpoints: str = Field(
         "", description="Test facility, see services/executor/failpoints.py. Empty: off."
     )

@@ -37,6 +37,14 @@ def pick_limits(max_tokens: int, max_rows: int, device: torch.device) -> Limits:
     """Batch limits; 0 takes what suits the device: a CPU is saturated by far smaller batches."""
     is_cpu = device.type == "cpu"
     return Limits(
-        max_tokens=max_tokens or (2048 if is_cpu else 16384),
+        max_tokens=max_tokens or (1024 if is_cpu else 16384),
         max_rows=max_rows or (64 if is_cpu else 256),
     )
+
+
+def pick_workers(num_workers: int, device: torch.device) -> int:
+    """Batches that compute at once: 0 takes one a thread of torch's on a CPU; none on CUDA, where
+    the device computes behind the engine's own thread."""
+    if device.type != "cpu":
+        return 0
+    return min(num_workers or torch.get_num_threads(), torch.get_num_threads())

@@ -39,7 +39,7 @@ class Dispatcher:
     Args:
         bases: By digest. May grow, and lose what no item uses.
         limits: Size of a batch.
-        max_in_flight: As in EngineLoop.
+        max_in_flight, num_workers: As in EngineLoop.
         reach: Failpoints.
         on_failure: Called on the event loop if the engine's thread ends by a defect.
         observe: As in Engine.
@@ -51,6 +51,7 @@ class Dispatcher:
         limits: Limits,
         *,
         max_in_flight: int,
+        num_workers: int,
         reach: Reach,
         on_failure: Callable[[], None],
         observe: Observe,
@@ -66,6 +67,7 @@ class Dispatcher:
             Batcher(bases, limits),
             self.deliver,
             max_in_flight=max_in_flight,
+            num_workers=num_workers,
             reach=reach,
             on_failure=lambda: self._on_event_loop(on_failure),
         )

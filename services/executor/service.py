@@ -29,8 +29,10 @@ class Options:
     Attributes:
         executor_id: Unique among members.
         limits: Size of a batch.
-        credit_batches: Batches' worth of tokens that streams together may have submitted.
-        max_in_flight: Batches launched ahead of the outputs read.
+        credit_batches: Batches' worth of tokens that streams together may have submitted, for each
+            batch that computes at once.
+        max_in_flight: Batches launched ahead of the outputs read (CUDA).
+        num_workers: Batches that compute at once, each on a thread of its own (CPU).
         drain_s: How long unanswered items may finish when stopping.
         reach: Failpoints.
     """
@@ -39,6 +41,7 @@ class Options:
     limits: Limits
     credit_batches: float = 3.0
     max_in_flight: int = 1
+    num_workers: int = 0
     drain_s: float = 5.0
     reach: Reach = off
 
@@ -58,7 +61,8 @@ class Executor:
         on_failure: Callable[[], None] = lambda: None,
         observe: Observe = lambda _part: None,
     ) -> None:
-        window = int(options.credit_batches * options.limits.max_tokens)
+        num_at_once = max(1, options.num_workers)
+        window = int(options.credit_batches * options.limits.max_tokens * num_at_once)
         self.bases: dict[str, LoadedBase] = {}
         self._options = options
         self._pool = CreditPool(window, parked_tokens=window)
@@ -67,6 +71,7 @@ class Executor:
             self.bases,
             options.limits,
             max_in_flight=options.max_in_flight,
+            num_workers=options.num_workers,
             reach=options.reach,
             on_failure=on_failure,
             observe=observe,

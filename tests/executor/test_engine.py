@@ -261,12 +261,15 @@ def collector() -> Collector:
     return Collector()
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=[(1, 0), (3, 0), (1, 1)])
 def loop(
     fake: FakeBase, collector: Collector, request: pytest.FixtureRequest
 ) -> Iterator[EngineLoop]:
     engine = Engine({"base": loaded(fake)})
-    loop = EngineLoop(engine, batcher(fake), collector, max_in_flight=request.param)
+    max_in_flight, num_workers = request.param
+    loop = EngineLoop(
+        engine, batcher(fake), collector, max_in_flight=max_in_flight, num_workers=num_workers
+    )
     loop.start()
     yield loop
     loop.stop()
@@ -321,6 +324,78 @@ def test_what_comes_during_a_batch_is_batched_together(
     go_on.set()
     collector.wait(7)
     assert fake.batches == [1, 6]
+
+
+class Gates:
+    """Holds each batch until it is let go."""
+
+    def __init__(self) -> None:
+        self.num_running = 0
+        self._changed = threading.Condition()
+        self._num_let_go = 0
+
+    def __call__(self) -> None:
+        with self._changed:
+            self.num_running += 1
+            mine = self.num_running
+            self._changed.notify_all()
+            assert self._changed.wait_for(lambda: self._num_let_go >= mine, timeout=10)
+
+    def wait_for(self, num_running: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.num_running >= num_running, timeout=10)
+
+    def let_go(self, count: int) -> None:
+        with self._changed:
+            self._num_let_go = count
+            self._changed.notify_all()
+
+
+def test_as_many_batches_compute_at_once_as_there_are_workers(
+    fake: FakeBase, collector: Collector
+) -> None:
+    fake.before_run = gates = Gates()
+    loop = EngineLoop(Engine({"base": loaded(fake)}), batcher(fake), collector, num_workers=2)
+    loop.start()
+    for number in range(3):
+        loop.submit([item(number)])
+        gates.wait_for(min(number + 1, 2))
+    loop.submit([item(3)])
+    gates.let_go(1)
+    collector.wait(1)  # while the other still computes
+    gates.wait_for(3)
+    gates.let_go(3)
+    assert set(collector.wait(4)) == {0, 1, 2, 3}
+    assert fake.batches == [1, 1, 2]
+    loop.stop()
+
+
+def test_stopping_answers_what_workers_compute(fake: FakeBase, collector: Collector) -> None:
+    fake.before_run = gates = Gates()
+    loop = EngineLoop(Engine({"base": loaded(fake)}), batcher(fake), collector, num_workers=2)
+    loop.start()
+    for number in range(2):
+        loop.submit([item(number)])
+        gates.wait_for(number + 1)
+    threading.Timer(0.1, gates.let_go, [2]).start()
+    loop.stop()
+    assert all(event.error is None for event in collector.wait(2).values())
+
+
+def test_a_defect_in_a_worker_is_told(
+    fake: FakeBase, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, failed = Engine({"base": loaded(fake)}), threading.Event()
+
+    def step(plan: Plan) -> list[Event]:
+        raise RuntimeError("defect")
+
+    monkeypatch.setattr(engine, "step", step)
+    loop = EngineLoop(engine, batcher(fake), collector, num_workers=2, on_failure=failed.set)
+    loop.start()
+    loop.submit([item(0)])
+    assert failed.wait(10)
+    loop.stop()
 
 
 def test_a_defect_of_the_loop_is_told(fake: FakeBase) -> None:

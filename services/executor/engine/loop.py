@@ -9,7 +9,6 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -18,8 +17,9 @@ from prometheus_client import Gauge, Histogram
 from services.common.errors import STOPPING, Unavailable
 from services.executor.engine.asides import Answer, Aside, Asides
 from services.executor.engine.batching import Batcher, Plan
-from services.executor.engine.engine import Engine, InFlight
+from services.executor.engine.engine import Engine
 from services.executor.engine.items import Event, Item
+from services.executor.engine.lanes import DeviceLane, Lanes, ThreadLanes
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +50,9 @@ class EngineLoop:
         batcher: What makes them.
         deliver: Called on this thread with the events of a pass; must not block. It is called at
             least once for each item with a final event, and never with an empty list.
-        max_in_flight: Batches launched ahead of the outputs read: 1 where launching is computing
-            (CPU), more where a device computes behind it.
+        max_in_flight: Batches launched ahead of the outputs read, where a device computes behind
+            this thread.
+        num_workers: Threads that compute a batch each, on a CPU; 0 computes on this thread.
         reach: Called with a failpoint's name and the rows that reach it.
         on_failure: Called on this thread if it ends by a defect; nothing is answered any more.
     """
@@ -63,17 +64,20 @@ class EngineLoop:
         deliver: Callable[[list[Event]], None],
         *,
         max_in_flight: int = 1,
+        num_workers: int = 0,
         reach: Callable[[str, int], None] = lambda _point, _num: None,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        self._engine = engine
         self._batcher = batcher
         self._deliver = deliver
-        self._max_in_flight = max_in_flight
         self._reach = reach
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
-        self._in_flight: deque[tuple[InFlight, float]] = deque()
+        self._lanes: Lanes = (
+            ThreadLanes(engine, num_workers, self.wake)
+            if num_workers
+            else DeviceLane(engine, max_in_flight)
+        )
         self._asides = Asides()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -94,7 +98,7 @@ class EngineLoop:
         self._inbox.put(list(item_ids))
 
     def wake(self) -> None:
-        """Look again: an adapter came in or failed. Any thread."""
+        """Look again: an adapter came in or failed, or a batch is done. Any thread."""
         self._inbox.put(_WAKE)
 
     def run_aside(self, call: Callable[[], Answer]) -> Future[Answer]:
@@ -115,7 +119,7 @@ class EngineLoop:
                 plan = self._schedule()
                 self._forward(plan)
                 self._process(is_idle=plan is None)
-                self._asides.run_one()
+                self._step_aside()
             self._finish()
         except Exception:
             logger.critical("the engine failed", exc_info=True)
@@ -142,12 +146,19 @@ class EngineLoop:
     def _messages(self) -> list[object]:
         messages: list[object] = []
         try:
-            if not self._in_flight and not self._batcher.is_any_ready:
+            if not self._has_work:
                 messages.append(self._inbox.get(timeout=self._patience()))
             while True:
                 messages.append(self._inbox.get_nowait())
         except queue.Empty:
             return messages
+
+    @property
+    def _has_work(self) -> bool:
+        """Something can be done without a message."""
+        can_launch = self._lanes.has_room and self._batcher.is_any_ready
+        must_ask = self._lanes.num_in_flight > 0 and not self._lanes.calls_back
+        return can_launch or must_ask
 
     def _patience(self) -> float | None:
         """Seconds until something is to be done without a message; None if nothing is."""
@@ -155,7 +166,7 @@ class EngineLoop:
         return None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
 
     def _schedule(self) -> Plan | None:
-        plan = self._batcher.plan()
+        plan = self._batcher.plan() if self._lanes.has_room else None
         queue_tokens.set(self._batcher.num_tokens)
         return plan
 
@@ -166,26 +177,28 @@ class EngineLoop:
         batch_rows.observe(num_rows)
         batch_tokens.observe(sum(row.item.num_tokens for row in plan.rows))
         self._reach("before_forward", num_rows)
-        started = time.perf_counter()
-        self._in_flight.append((self._engine.launch(plan), started))
+        self._lanes.launch(plan)
 
     def _process(self, *, is_idle: bool) -> None:
-        """Read the oldest batch's outputs if nothing else can be launched meanwhile."""
-        if not self._in_flight or (len(self._in_flight) < self._max_in_flight and not is_idle):
-            return
-        batch, started = self._in_flight.popleft()
-        events = self._engine.collect(batch)
-        step_seconds.observe(time.perf_counter() - started)
-        self._asides.note_batch()
-        self._reach("after_forward", len(events))
-        self._tell(events)
+        """Take back what is done and tell what came out."""
+        for events, seconds in self._lanes.finished(is_idle=is_idle):
+            step_seconds.observe(seconds)
+            self._asides.note_batch()
+            self._reach("after_forward", len(events))
+            self._tell(events)
+
+    def _step_aside(self) -> None:
+        if self._lanes.num_in_flight:
+            self._asides.note_batch()  # what computes beside this thread is not to be disturbed
+        self._asides.run_one()
 
     def _tell(self, events: list[Event]) -> None:
         if events:
             self._deliver(events)
 
     def _finish(self) -> None:
-        while self._in_flight:
+        self._lanes.close()
+        while self._lanes.num_in_flight:
             self._process(is_idle=True)
         self._asides.cancel()
         self._tell(self._batcher.drain(Unavailable("the executor is stopping", reason=STOPPING)))
