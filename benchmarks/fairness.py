@@ -161,7 +161,9 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as directory,
         Report("fairness") as report,
-        LocalStack(Path(directory) / "data", port=0, env={"executor": executor}) as stack,
+        LocalStack(
+            Path(directory) / "data", port=0, env={"executor": executor}, with_split_base=False
+        ) as stack,
     ):
         tenants = {
             "flood": make_tenant(stack, "flood", NUM_RESIDENT, 1_000),

@@ -263,7 +263,7 @@ def start(report: Report, data_dir: Path) -> None:
     seconds = []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        with LocalStack(data_dir, port=0) as stack:
+        with LocalStack(data_dir, port=0, with_split_base=False) as stack:
             with Client(stack.address, key=stack.admin_key) as admin:
                 admin.for_tenant("bench").predict("m0", TEXTS[0])
             seconds.append(time.perf_counter() - began)
@@ -274,7 +274,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, Report("serving") as report:
         data_dir = Path(directory) / "data"
         port = free_port()
-        with LocalStack(data_dir, port=0, env={"executor": {"HMI_PORT": str(port)}}) as stack:
+        with LocalStack(
+            data_dir, port=0, env={"executor": {"HMI_PORT": str(port)}}, with_split_base=False
+        ) as stack:
             bench = Bench(stack, port)
             throughput(report, bench)
             added_latency(report, bench)

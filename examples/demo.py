@@ -113,7 +113,7 @@ def run(console: Console) -> None:
         shown.begin("local stack", total=None, status="starting")
         reports = [trainer.submit(fit, plan, root / plan.model, shown, stop) for plan in PLANS]
         # The stack starts on this thread: its processes die with the thread that made them.
-        stack = closing.enter_context(LocalStack(root / "data", port=0))
+        stack = closing.enter_context(LocalStack(root / "data", port=0, with_split_base=False))
         shown.advance("local stack", status=f"serving on {stack.address}")
         keys = push_all(stack, reports, shown)
         began = time.monotonic()

@@ -50,6 +50,8 @@ class LocalStack:
         port: The gateway's port on loopback; 0 takes a free one.
         device: auto, cpu or cuda, for the executor.
         env: Further environment by process name (`knowledge_store`, `gateway`, `executor`).
+        with_split_base: Register hMiniLM too, where it comes along; its tables fill in the
+            background, which takes a core for a while.
         on_event: Told in a line when something changes unasked, such as a restart.
     """
 
@@ -60,6 +62,7 @@ class LocalStack:
         port: int = 50051,
         device: str = "auto",
         env: Mapping[str, Mapping[str, str]] | None = None,
+        with_split_base: bool = True,
         on_event: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.data_dir = Path(data_dir).resolve()
@@ -69,6 +72,7 @@ class LocalStack:
         self._port = port
         self._device = device
         self._env = env or {}
+        self._with_split_base = with_split_base
         self._on_event = on_event
         self._children: dict[str, Child] = {}
         self._undo = ExitStack()
@@ -249,7 +253,7 @@ class LocalStack:
 
         Nobody waits for it: its tables take time to fill in any case.
         """
-        files = hminilm_files()
+        files = hminilm_files() if self._with_split_base else ()
         if files:
             threading.Thread(target=self._register_split_base, args=(files,), daemon=True).start()
 

@@ -44,7 +44,9 @@ class Trained:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     data_dir = tmp_path_factory.mktemp("stack")
-    with LocalStack(data_dir, port=0, device="cpu", env={"executor": EXECUTOR_ENV}) as stack:
+    with LocalStack(
+        data_dir, port=0, device="cpu", env={"executor": EXECUTOR_ENV}, with_split_base=False
+    ) as stack:
         yield stack
 
 

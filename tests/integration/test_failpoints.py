@@ -27,7 +27,9 @@ def test_an_executor_that_dies_there_loses_and_repeats_nothing(
 ) -> None:
     restarts: list[str] = []
     env = {"executor": EXECUTOR_ENV | {"HMI_FAILPOINTS": f"{point}=kill@{KILL_AT}"}}
-    stack = LocalStack(tmp_path, port=0, device="cpu", env=env, on_event=restarts.append)
+    stack = LocalStack(
+        tmp_path, port=0, device="cpu", env=env, with_split_base=False, on_event=restarts.append
+    )
     with stack, Client(stack.address, key=stack.admin_key) as admin:
         account = open_account(stack, admin, "acme")
         with account.client as client:

@@ -28,7 +28,9 @@ NUM_ITEMS = 600
 def frail(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """A stack of this module's own, whose processes are killed."""
     data_dir = tmp_path_factory.mktemp("frail")
-    with LocalStack(data_dir, port=0, device="cpu", env={"executor": EXECUTOR_ENV}) as stack:
+    with LocalStack(
+        data_dir, port=0, device="cpu", env={"executor": EXECUTOR_ENV}, with_split_base=False
+    ) as stack:
         yield stack
 
 

@@ -119,7 +119,9 @@ async def test_every_answer_is_that_of_the_version_it_names(tmp_path: Path) -> N
     world = await asyncio.to_thread(World, tmp_path)
     assert world.smallest_difference() > 100 * TOLERANCE
     small = {"HMI_DTYPE": "float32", "HMI_DEVICE_ADAPTER_BYTES": str(NUM_SLOTS * slot_bytes())}
-    with LocalStack(tmp_path / "data", port=0, env={"executor": small}) as stack:
+    with LocalStack(
+        tmp_path / "data", port=0, env={"executor": small}, with_split_base=False
+    ) as stack:
         admin = AsyncClient(stack.address, key=stack.admin_key)
         await admin.add_base("tiny", world.base)
         clients = [admin.for_tenant(f"t{i}") for i in range(NUM_TENANTS)]
