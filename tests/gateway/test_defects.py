@@ -201,13 +201,15 @@ async def test_a_full_queue_costs_no_tokenization(
     await stack.add_model(tenant, "topic")
     executor = await stack.executor(window=4)
     executor.gate.clear()
-    running = [
-        asyncio.ensure_future(
-            stack.inference.Predict(request("topic", "cat"), metadata=stack.metadata(tenant))
+    running = []
+    for num_queued in range(2):  # one fills the window, the next the queue
+        call = stack.inference.Predict(request("topic", "cat"), metadata=stack.metadata(tenant))
+        running.append(asyncio.ensure_future(call))
+        await until(
+            lambda expected=num_queued: (
+                len(executor.submits) == 1 and len(stack.app.router.queue) == expected
+            )
         )
-        for _ in range(2)
-    ]
-    await until(lambda: len(executor.submits) == 1 and len(stack.app.router.queue) == 1)
 
     async def encode(*_: Any, **__: Any) -> Any:
         raise AssertionError("tokenized")

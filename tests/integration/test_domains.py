@@ -192,8 +192,27 @@ def test_a_domain_may_learn_an_encoder_of_its_own(
 
 
 @pytest.mark.skipif(not hminilm_files(), reason="this checkout has no models/hminilm/*.safetensors")
-def test_a_split_minilm_that_comes_along_is_registered_by_itself(admin: Client) -> None:
-    until(lambda: "hminilm" in [base.name for base in admin.list_bases()])
-    split, plain = admin.get_base("hminilm"), admin.get_base("minilm")
-    assert split.split is not None
-    assert split.split.unsplit_digest == plain.digest
+def test_the_split_minilm_that_comes_along_answers_much_as_minilm_does(tmp_path: Path) -> None:
+    directory = tmp_path / "embedding"
+    directory.mkdir()
+    (directory / "hmi.json").write_text(json.dumps({"task": "embedding"}))
+    with (
+        LocalStack(tmp_path / "data", port=0, device="cpu") as stack,
+        Client(stack.address, key=stack.admin_key) as admin,
+    ):
+        until(lambda: "hminilm" in [base.name for base in admin.list_bases()])
+        split, plain = admin.get_base("hminilm"), admin.get_base("minilm")
+        assert split.split is not None
+        assert split.split.unsplit_digest == plain.digest
+        created = admin.create_tenant("acme")
+        assert created.key is not None
+        until(lambda: bool(admin.get_domain("hminilm", "").table_version), within_s=50)
+        with Client(stack.address, key=created.key.secret) as acme:
+            text = "The minister said that the talks would go on in the new year."
+            vectors = []
+            for base in ("minilm", "hminilm"):
+                acme.push_version(base, directory, base=base)
+                answer = acme.predict(base, [text])
+                assert bool(answer.provenance.table_version) == (base == "hminilm")
+                vectors.append(np.array(answer.predictions[0].values))
+    assert vectors[0] @ vectors[1] > 0.8
