@@ -50,8 +50,7 @@ class LocalStack:
         port: The gateway's port on loopback; 0 takes a free one.
         device: auto, cpu or cuda, for the executor.
         env: Further environment by process name (`knowledge_store`, `gateway`, `executor`).
-        with_split_base: Register hMiniLM too, where it comes along; its tables fill in the
-            background, which takes a core for a while.
+        with_split_base: Register hMiniLM too; filling its tables takes a core for a while.
         on_event: Told in a line when something changes unasked, such as a restart.
     """
 
@@ -249,10 +248,7 @@ class LocalStack:
                 raise StackError(f"cannot register base {DEFAULT_BASE}: {error}") from error
 
     def _start_split_base(self) -> None:
-        """Register the split MiniLM, if it comes with this installation, while others are served.
-
-        Nobody waits for it: its tables take time to fill in any case.
-        """
+        """Register the split MiniLM, if it comes along; nobody waits for its tables to fill."""
         files = hminilm_files() if self._with_split_base else ()
         if files:
             threading.Thread(target=self._register_split_base, args=(files,), daemon=True).start()
