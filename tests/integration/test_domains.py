@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hmi.bases import hminilm_files
 from hmi.cli.main import run
 from hmi.client import Classification, Client, Domain, Predictions
 from hmi.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -191,7 +190,6 @@ def test_a_domain_may_learn_an_encoder_of_its_own(
     assert np.isfinite(scores(answers)).all()
 
 
-@pytest.mark.skipif(not hminilm_files(), reason="this checkout has no models/hminilm/*.safetensors")
 def test_the_split_minilm_that_comes_along_answers_much_as_minilm_does(tmp_path: Path) -> None:
     directory = tmp_path / "embedding"
     directory.mkdir()
