@@ -129,6 +129,8 @@ async def _serve(settings: ExecutorSettings) -> None:
         serving = serve(settings, adders=adders, interceptors=interceptors)
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(serving)
+            # Ends after the engine, whose last lookups are then shipped too.
+            await stack.enter_async_context(process.shipper.held())
             await stack.enter_async_context(process.executor)
             address = f"{settings.host}:{server.port}"
             reached_at = settings.advertise_address or address
@@ -136,7 +138,6 @@ async def _serve(settings: ExecutorSettings) -> None:
             stack.push_async_callback(server.set_serving, False)
             group.create_task(process.bases.run())
             group.create_task(keep_near(process.executor.bases))
-            group.create_task(process.shipper.run())
             # Ended before the engine is, which computes for it.
             stack.callback(group.create_task(process.worker.run()).cancel)
             print(f"ready: {address}", flush=True)

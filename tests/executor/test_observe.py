@@ -1,33 +1,28 @@
-"""Counts of n-grams: the sketch against exact counts, the counter against brute force, shipping."""
+"""Counts of n-grams: the sketch against exact counts, the counter against brute force."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter as Exact
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grpc
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmi.knowledge.v1 import domain_pb2
 from services.common import ngrams
 from services.executor.engine.batching import Row
 from services.executor.engine.engine import Part
 from services.executor.engine.interfaces import LoadedBase, Pinned
 from services.executor.engine.items import Item, ModelKey
-from services.executor.observe import Counter, Shipper
+from services.executor.observe import Counter
 from services.executor.observe.counter import Counts, Group
 from services.executor.observe.sketch import HeavyHitters
 from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef
 from services.executor.plot.metrics import LOOKUPS
 from tests.executor.fake_base import FakeBase
 from tests.executor.fake_base import loaded as fake_loaded
-from tests.executor.scripted_store import scripted_store
 
 
 @dataclass(frozen=True)
@@ -166,83 +161,3 @@ def test_results_are_a_metric() -> None:
     before = LOOKUPS.labels("hminilm", "bigram")._value.get()
     Counter().observe(part([("", "a", [1, 2, 3])], [2, 2, 0]))
     assert LOOKUPS.labels("hminilm", "bigram")._value.get() == before + 2
-
-
-@pytest.fixture
-def counter() -> Counter:
-    return Counter()
-
-
-async def test_counts_are_shipped_with_totals_and_results(counter: Counter) -> None:
-    counter.observe(part([("news/sport", "acme", [1, 2, 1, 2])], [3, 2, 1, 0]))
-    async with scripted_store() as (store, stub):
-        running = asyncio.create_task(Shipper(counter, stub, "executor-1", interval_s=0.05).run())
-        await store.wait_for(lambda: store.observed)
-        running.cancel()
-    [request] = store.observed
-    [counts] = request.counts
-    assert (request.executor_id, request.sequence) == ("executor-1", 1)
-    assert request.epoch > 0
-    assert (counts.base, counts.path, counts.tenant) == ("hminilm", "news/sport", "acme")
-    assert counts.num_tokens == counts.lookups.num_tokens == 4
-    looked_up = counts.lookups
-    assert looked_up.num_trigram == looked_up.num_bigram == 1
-    assert looked_up.num_unigram == looked_up.num_computed == 1
-    assert summed([request]) == exact_counts([[1, 2, 1, 2]])
-
-
-def summed(requests: Sequence[domain_pb2.ObserveRequest]) -> Mapping[tuple[int, ...], int]:
-    total: Exact[tuple[int, ...]] = Exact()
-    for request in requests:
-        for counts in request.counts:
-            slots = ngrams.unpack(np.array(counts.keys, np.int64)).tolist()
-            for key, number in zip(slots, counts.counts, strict=True):
-                total[tuple(key)] += number
-    return total
-
-
-async def test_a_message_is_sent_until_it_is_answered_under_one_number(counter: Counter) -> None:
-    counter.observe(part([("", "acme", [1, 2, 3])]))
-    async with scripted_store() as (store, stub):
-        store.fail("Observe", grpc.StatusCode.UNAVAILABLE)
-        store.fail("Observe", grpc.StatusCode.UNAVAILABLE, is_heard=True)
-        running = asyncio.create_task(Shipper(counter, stub, "executor-1", interval_s=0.05).run())
-        await store.wait_for(lambda: len(store.observed) == 2)
-        counter.observe(part([("", "acme", [4])]))
-        await store.wait_for(lambda: len(store.observed) == 3)
-        running.cancel()
-    first, again, second = store.observed
-    assert first == again
-    assert (first.sequence, second.sequence) == (1, 2)
-    assert first.epoch == second.epoch
-    assert summed([first]) == exact_counts([[1, 2, 3]])
-    assert summed([second]) == exact_counts([[4]])
-
-
-async def test_a_refused_message_does_not_hold_up_those_after_it(counter: Counter) -> None:
-    counter.observe(part([("gone", "acme", [1])]))
-    async with scripted_store() as (store, stub):
-        store.fail("Observe", grpc.StatusCode.INVALID_ARGUMENT, is_heard=True)
-        running = asyncio.create_task(Shipper(counter, stub, "executor-1", interval_s=0.05).run())
-        await store.wait_for(lambda: store.observed)
-        counter.observe(part([("", "acme", [2])]))
-        await store.wait_for(lambda: len(store.observed) == 2)
-        running.cancel()
-    assert [request.sequence for request in store.observed] == [1, 2]
-
-
-async def test_many_keys_go_in_several_messages(
-    counter: Counter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("services.executor.observe.shipping.MESSAGE_KEYS", 40)
-    texts = [list(range(start, start + 5)) for start in range(20)]  # 16 n-grams each
-    counter.observe(part([("", f"tenant-{n}", ids) for n, ids in enumerate(texts)]))
-    async with scripted_store() as (store, stub):
-        running = asyncio.create_task(Shipper(counter, stub, "executor-1", interval_s=0.05).run())
-        await store.wait_for(lambda: summed(store.observed) == exact_counts(texts))
-        running.cancel()
-    sizes = [sum(len(counts.keys) for counts in request.counts) for request in store.observed]
-    assert sizes == [32] * 10
-    tokens = sum(counts.num_tokens for request in store.observed for counts in request.counts)
-    assert tokens == 100
-    assert [request.sequence for request in store.observed] == list(range(1, len(sizes) + 1))

@@ -208,3 +208,36 @@ async def test_a_killed_executors_table_is_finished_by_the_next_which_answers_an
         orders = ngrams.order_of(ngrams.keys_of(ids, [len(ids)]))
         assert stats.lookups.num_tokens == len(ids)
         assert stats.lookups.num_trigram == int((orders == 3).sum())
+
+
+async def test_what_an_executor_looked_up_last_is_counted_when_it_stops(store: Store) -> None:
+    await store.stub.PutTenant(
+        knowledge_pb2.PutTenantRequest(
+            tenant=resources_pb2.Tenant(name="acme", shares_counts=True), is_create=True
+        )
+    )
+    child = executor(store)
+    await child.start()
+    root = await store.updated()
+    digest = await Blobs(store.stub).write(lora(store.directory / "lora", 1))
+    texts = random_texts(20, seed=2)
+    key = executor_pb2.ModelKey(
+        tenant="acme", model="m", version=1, digest=digest, base_digest=store.base.digest
+    )
+    async with open_channel(child.address, TOKEN) as channel:
+        gateway = Gateway(channel)
+        await gateway.hello()
+        await gateway.submit(
+            *(
+                executor_pb2.Submit(
+                    item_id=number, key=key, token_ids=ids, table_version=root.table_version,
+                    tokenizer_digest=store.base.tokenizer_digest,
+                )
+                for number, ids in enumerate(texts)
+            )
+        )  # fmt: skip
+        await gateway.answers(*range(len(texts)))
+        assert await child.stop() == 0
+    request = domain_pb2.GetDomainStatsRequest(base=store.base.name)
+    [stats] = (await store.stub.GetDomainStats(request)).nodes
+    assert stats.lookups.num_tokens == sum(map(len, texts))

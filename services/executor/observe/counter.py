@@ -106,13 +106,12 @@ class Counter:
 
     def count(self) -> None:
         """Count what was noted. Takes its time: about a second for 2 M tokens."""
-        with self._noting:
-            notes, self._notes, self._num_waiting = self._notes, [], 0
-        if not notes:
-            return
-        with self._counting:
-            self._add(notes)
-            self._shrink()
+        with self._counting:  # first: whoever counts next finds these counted
+            with self._noting:
+                notes, self._notes, self._num_waiting = self._notes, [], 0
+            if notes:
+                self._add(notes)
+                self._shrink()
 
     def take(self) -> dict[Group, Counts]:
         """What was counted since the last call."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc
@@ -28,6 +30,7 @@ INTERVAL_S = 3.0
 COUNT_S = 0.5
 RETRY_S = 0.5
 ANSWER_S = 10.0
+END_S = 2.0
 MESSAGE_KEYS = 1 << 17  # 12 bytes each
 MESSAGE_GROUPS = 1 << 12
 
@@ -36,7 +39,7 @@ _LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Shipper:
-    """Counts and ships, for as long as `run` runs.
+    """Counts and ships, for as long as `run` runs, or a block of `held` lasts.
 
     A message is sent until it is answered, under the same number, so that the store counts it once;
     while one is unanswered, further counts gather in the counter, whose memory is bounded.
@@ -44,6 +47,7 @@ class Shipper:
     Args:
         executor_id: This executor.
         interval_s: Between two shipments.
+        end_s: How long the last one may take.
     """
 
     def __init__(
@@ -53,13 +57,27 @@ class Shipper:
         executor_id: str,
         *,
         interval_s: float = INTERVAL_S,
+        end_s: float = END_S,
     ) -> None:
         self._counter = counter
         self._stub = stub
         self._executor_id = executor_id
         self._interval_s = interval_s
+        self._end_s = end_s
         self._epoch = secrets.randbits(63)
         self._sequence = 0
+        self._unanswered: deque[pb.ObserveRequest] = deque()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Ship while the block lasts, and what is left when it ends, if the store answers soon."""
+        running = asyncio.create_task(self.run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+            await self._end()
 
     async def run(self) -> None:
         """Ship for ever."""
@@ -70,13 +88,28 @@ class Shipper:
             try:
                 await asyncio.to_thread(self._counter.count)
                 if clock() >= due_at:
-                    await self._ship(self._counter.take())
+                    await self._ship()
                     due_at = clock() + self._interval_s
             except Exception:  # a defect of ours must not end counting for good
+                self._unanswered.clear()
                 logger.exception("shipping counts failed: these are lost")
 
-    async def _ship(self, counts: Mapping[Group, Counts]) -> None:
-        for piece in _pieces(counts):
+    async def _end(self) -> None:
+        """Ship what was looked up since the last shipment, and what was under way to the store."""
+        try:
+            async with asyncio.timeout(self._end_s):
+                # Waits for the counting that `run` may have left on another thread.
+                await asyncio.to_thread(self._counter.count)
+                await self._ship()
+        except TimeoutError:
+            logger.warning("the store does not answer: the last counts are lost")
+        except Exception:  # nor may it keep the process from ending as it should
+            logger.exception("shipping counts failed: the last are lost")
+
+    async def _ship(self) -> None:
+        """Send what no answer came to yet, then what was counted since."""
+        await self._flush()
+        for piece in _pieces(self._counter.take()):
             self._sequence += 1
             request = pb.ObserveRequest(
                 executor_id=self._executor_id,
@@ -84,7 +117,13 @@ class Shipper:
                 sequence=self._sequence,
                 counts=piece,
             )
-            await self._send(request)
+            self._unanswered.append(request)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        while self._unanswered:
+            await self._send(self._unanswered[0])
+            self._unanswered.popleft()
 
     async def _send(self, request: pb.ObserveRequest) -> None:
         """Send a message until it is answered; one that is refused is dropped."""
