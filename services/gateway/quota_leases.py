@@ -6,8 +6,10 @@ used, so that requests wait for the store only when they outrun that, and what i
 after LEASE_S goes back. Budgets that are all gone are refused here until the store said that there
 is more, without asking it again.
 
-While the store does not answer, each gateway uses its share instead: the rate divided by the
-gateways last known. Nobody waits for the store then; it is asked again in the background.
+While the store does not answer, each gateway uses its share instead: rate and burst divided by the
+gateways last known. Nobody waits for the store then; it is asked again in the background. A share
+is one bucket for good, which leases empty too, so that a loss of contact brings nothing new; and
+what was given of it is settled with the store, which did not know of it.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ _MAX_DEMANDS = 10_000
 class Budget:
     """One shared budget as this gateway sees it; times are the clock's, in seconds.
 
-    `level` is what is left of the lease, or if negative what was used beyond it. `share` is what
-    this gateway uses while the store is away.
+    `level` is what is left of the lease, or if negative what was used beyond it and is not settled
+    with the store. `share` is what this gateway may use while the store is away.
     """
 
     name: str
@@ -83,10 +85,45 @@ class Budget:
         self.level += grant.granted - demand.balance
         if demand.wanted:
             self.leased_at = now
-        if grant.granted < demand.wanted:
+        if grant.retry_s > 0:
             # Gateways that ask for the same budget must not keep an order, or the first has all.
             pause_s = self.slice_s * random.uniform(0.5, 1)  # noqa: S311 — spreads, hides nothing
             self.refused_until = now + max(grant.retry_s, pause_s)
+
+    def use_lease(self, amount: float, now: float) -> None:
+        """Use an amount of the lease, and as much of the share as it holds: a tenant that has had
+        its quota here finds no other when contact is lost."""
+        self.level -= amount
+        self.share.refill(now)
+        self.share.level -= min(amount, max(0.0, self.share.level))
+
+    def use_share(self, amount: float, now: float) -> None:
+        """Use an amount while the store is away."""
+        self.level -= amount
+        self.share.take(amount, now)
+
+    def cut_off(self, now: float) -> None:
+        """Go on with the share. What is owed is paid from it, and what is left of the lease is not
+        added; what the store refuses stays refused."""
+        self.level = min(self.level, 0.0)
+        self.share.take(-self.level, now)
+        self.share.take(max(0.0, self.refused_until - now) * self.share.rate, now)
+
+    def forgive(self, now: float) -> None:
+        """Owe the store no more than it may have missed: its own bucket overflows meanwhile.
+
+        Were the store's bucket empty when contact was lost, then after T seconds it holds rate ⋅ T
+        and no more than the burst. A share that was full by then gave no more than burst + rate ⋅ T
+        (over the gateways), hence all of it is owed for T up to burst / rate; after that, what this
+        leaves.
+        """
+        self.share.refill(now)
+        self.level = max(self.level, min(0.0, self.share.level - 2 * self.share.burst))
+
+    def reconnect(self, now: float) -> None:
+        """Go on with leases; the store is owed what the share is in debt, and the share is not."""
+        self.forgive(now)
+        self.share.level = max(0.0, self.share.level)
 
     def wake(self) -> None:
         """Let those look again who wait."""
@@ -170,11 +207,11 @@ class QuotaLeases:
         """Use an amount, into debt if need be."""
         now = self._now()
         if self._is_cut_off:
-            budget.share.take(amount, now)
+            budget.use_share(amount, now)
             if now >= self._retry_at:
                 self._ask(budget)
             return
-        budget.level -= amount
+        budget.use_lease(amount, now)
         if budget.level < budget.slice / 2 and now >= budget.refused_until:
             self._ask(budget)
 
@@ -200,6 +237,9 @@ class QuotaLeases:
     async def _lease_all(self) -> None:
         while self._asking:
             batch, self._asking = self._asking[:_MAX_DEMANDS], self._asking[_MAX_DEMANDS:]
+            if self._is_cut_off:
+                for budget in batch:
+                    budget.forgive(self._now())
             demands = [budget.demand(self._now()) for budget in batch]
             request = pb.LeaseQuotaRequest(demands=demands)
             try:
@@ -218,7 +258,7 @@ class QuotaLeases:
                 budget.wake()
 
     def _cut_off(self, code: str) -> None:
-        """Go on with shares. What was used and not settled is paid from them."""
+        """Go on with shares."""
         now = self._now()
         self._retry_at = now + RETRY_S
         if self._is_cut_off:
@@ -226,21 +266,20 @@ class QuotaLeases:
         self._is_cut_off = True
         logger.warning("quotas are enforced by equal shares", extra={"code": code})
         for budget in self._budgets.values():
-            budget.share.take(max(0.0, -budget.level), now)
-            budget.level = 0.0
+            budget.share.set_rate(*self._share_of(budget.rate, budget.burst), now)
+            budget.cut_off(now)
 
     def _connected(self) -> None:
-        """Go on with leases. The shares' debts are settled with the store."""
+        """Go on with leases, and settle what was used meanwhile."""
         if not self._is_cut_off:
             return
         self._is_cut_off = False
         logger.info("quotas are leased again")
         now = self._now()
         for budget in self._budgets.values():
-            budget.share.refill(now)  # what was paid off meanwhile is not settled again
-            debt = max(0.0, -budget.share.level)
-            budget.share.level += debt
-            budget.level -= debt
+            budget.reconnect(now)
+            if budget.level < 0:
+                self._ask(budget)
 
     async def _return_for_ever(self) -> None:
         while True:
@@ -249,5 +288,5 @@ class QuotaLeases:
             for name, budget in list(self._budgets.items()):
                 if budget.is_idle(now):
                     del self._budgets[name]
-                elif budget.level != 0 and now - budget.leased_at >= LEASE_S:
+                elif budget.level != 0 and now >= max(budget.leased_at + LEASE_S, self._retry_at):
                     self._ask(budget)

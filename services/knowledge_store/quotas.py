@@ -61,7 +61,8 @@ class Quotas:
         bucket.take(-demand.balance, now)
         granted = math.floor(max(0.0, min(demand.wanted, bucket.level)))
         bucket.take(granted, now)
-        retry_s = bucket.wait_s(1.0, now) if granted < demand.wanted else 0.0
+        is_short = granted < demand.wanted or bucket.level < 0
+        retry_s = bucket.wait_s(1.0, now) if is_short else 0.0
         return pb.QuotaGrant(granted=granted, retry_s=retry_s)
 
     def _forget(self, now: float) -> None:

@@ -1050,7 +1050,7 @@ class QuotaGrant(google.protobuf.message.Message):
     granted: builtins.float
     """Whole units taken out of the budget, at most those wanted and those there."""
     retry_s: builtins.float
-    """Where fewer were granted than wanted: seconds until the budget holds one more."""
+    """Where fewer were granted than wanted, or the budget is in debt: seconds until it holds one more."""
     def __init__(
         self,
         *,
