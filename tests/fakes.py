@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 import grpc.aio
@@ -34,10 +34,17 @@ class FakeExecutor(ExecutorServiceServicer):
     Args:
         window: Credit in tokens granted at the start.
         answer: Makes an item's tensor; `fake_logits` of three labels if None.
+
+    Items of models in `cold` are parked: their credit comes back at once, they wait until `load`.
     """
 
     def __init__(
-        self, window: int = 4096, answer: Callable[[pb.Submit], np.ndarray] | None = None
+        self,
+        window: int = 4096,
+        answer: Callable[[pb.Submit], np.ndarray] | None = None,
+        *,
+        resident: Sequence[str] = (),
+        cold: Iterable[str] = (),
     ) -> None:
         self._window = window
         self._answer = answer or (lambda s: fake_logits(s.key.digest, list(s.token_ids), 3))
@@ -47,7 +54,10 @@ class FakeExecutor(ExecutorServiceServicer):
         self.cancels: list[int] = []
         self.hints: list[str] = []
         self.hinted_tables: list[str] = []
-        self.resident: list[str] = []
+        self.resident = list(resident)
+        self.cold = set(cold)
+        self._parked: list[tuple[asyncio.Queue[pb.Submit], pb.Submit]] = []
+        self._loaded: asyncio.Queue[str] = asyncio.Queue()
         self.error: HmiError | None = None  # instead of answers
         self.port = 0
         self.num_answered = 0
@@ -57,6 +67,14 @@ class FakeExecutor(ExecutorServiceServicer):
         add_ExecutorServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         await self._server.start()
+
+    def load(self, digest: str) -> None:
+        """A cold model comes into device memory."""
+        self.cold.discard(digest)
+        self._loaded.put_nowait(digest)
+        for accepted, submit in self._parked:
+            accepted.put_nowait(submit)
+        self._parked.clear()
 
     async def kill(self) -> None:
         """End at once; what is in flight is lost."""
@@ -69,10 +87,17 @@ class FakeExecutor(ExecutorServiceServicer):
     async def Execute(self, requests: Any, _context: Any) -> AsyncIterator[pb.ExecuteResponse]:
         accepted: asyncio.Queue[pb.Submit] = asyncio.Queue()
         reader = asyncio.create_task(self._read(requests, accepted))
+        is_parked: set[int] = set()
         try:
             yield pb.ExecuteResponse(news=[pb.News(credit=pb.Credit(num_tokens=self._window))])
             while True:
                 submit = await accepted.get()
+                credit = pb.Credit(num_tokens=len(submit.token_ids))
+                if submit.key.digest in self.cold:
+                    self._parked.append((accepted, submit))
+                    is_parked.add(submit.item_id)
+                    yield pb.ExecuteResponse(news=[pb.News(credit=credit)])
+                    continue
                 await self.gate.wait()
                 event = pb.Event(item_id=submit.item_id, is_final=True)
                 if self.error is None:
@@ -81,8 +106,10 @@ class FakeExecutor(ExecutorServiceServicer):
                     event.output.data = values.astype("<f4").tobytes()
                 else:
                     event.error.CopyFrom(self.error.to_status())
-                credit = pb.Credit(num_tokens=len(submit.token_ids))
-                yield pb.ExecuteResponse(news=[pb.News(event=event), pb.News(credit=credit)])
+                news = [pb.News(event=event)]
+                if submit.item_id not in is_parked:
+                    news.append(pb.News(credit=credit))
+                yield pb.ExecuteResponse(news=news)
         finally:
             reader.cancel()
 
@@ -103,4 +130,5 @@ class FakeExecutor(ExecutorServiceServicer):
         self, _request: Any, _context: Any
     ) -> AsyncIterator[pb.WatchStatusResponse]:
         yield pb.WatchStatusResponse(executor_id="fake", loaded_digests=self.resident)
-        await asyncio.Event().wait()
+        while True:
+            yield pb.WatchStatusResponse(loaded_digests=[await self._loaded.get()])

@@ -7,8 +7,9 @@ algorithm 2, with the cost known at arrival). A tenant that comes back after idl
 level of those who stayed, so that idling earns no credit; a tenant that got more than its share
 before it left is remembered until the others have caught up.
 
-Items wait in *pools* (the base they need), because an executor's credit admits items of some pools
-only, and a batch holds items of one; the account is one for all pools. The level is each pool's own
+Items wait in *pools* (the base they need; in a gateway, apart if their model is loaded nowhere),
+because an executor's credit admits items of some pools only, and a batch holds items of one; the
+account is one for all pools. The level is each pool's own
 for as long as it holds items: executors of other bases may serve others far more meanwhile.
 
 Two services use it: gateways, to give out executors' credit, and executors, to fill batches from
@@ -40,7 +41,7 @@ class Queueable(Protocol):
     def tenant(self) -> str: ...
 
     @property
-    def base_digest(self) -> str: ...
+    def pool(self) -> str: ...
 
     @property
     def cost(self) -> int: ...
@@ -108,14 +109,14 @@ class FairQueue(Generic[T]):
 
     def items(self, pool: str) -> list[T]:
         """Waiting items of one pool, oldest first."""
-        return [item for item in self._live.values() if item.base_digest == pool]
+        return [item for item in self._live.values() if item.pool == pool]
 
     def push(self, item: T) -> None:
         """Add an item; a tenant that was away is lifted to the level of those who stayed."""
         self._num_pushes += 1
         if self._num_pushes % _FORGET_EVERY == 0:
             self._forget_idle()
-        level = self._level_of(item.base_digest)
+        level = self._level_of(item.pool)
         account = self._accounts.get(item.tenant)
         if account is None:
             account = self._accounts[item.tenant] = _Account(item.tenant, level)
@@ -124,7 +125,7 @@ class FairQueue(Generic[T]):
         self._weigh(account, item.weight)
         account.num_items += 1
         self._live[item.item_id] = item
-        pool = item.base_digest
+        pool = item.pool
         lane = account.lanes.get(pool)
         if lane is None:
             lane = account.lanes[pool] = _Lane()
@@ -141,23 +142,29 @@ class FairQueue(Generic[T]):
     def first(self, pools: Iterable[str]) -> T | None:
         """The item that is next among those of `pools`, left where it is.
 
-        Between pools of equal accounts, such as one tenant's, the older item is.
+        Between a tenant's pools priority decides as within them; between equal tenants the older
+        item is next.
         """
-        best: tuple[float, int] | None = None
-        first: T | None = None
+        best: _Account[T] | None = None
+        first: tuple[int, int, T] | None = None
         for pool in pools:
             account = self._head(pool)
             if account is None:
                 continue
-            item = account.lanes[pool].heap[0][2]
-            key = (account.service, item.item_id)
-            if best is None or key < best:
-                best, first = key, item
-        return first
+            entry = account.lanes[pool].heap[0]
+            if best is None or first is None or account.service < best.service:
+                is_next = True
+            elif account is best:
+                is_next = entry[:2] < first[:2]
+            else:
+                is_next = account.service == best.service and entry[1] < first[1]
+            if is_next:
+                best, first = account, entry
+        return None if first is None else first[2]
 
     def hold_back(self, item: T) -> None:
         """Pass over the tenant of a pool's first item, in that pool, until `resume`."""
-        pool = item.base_digest
+        pool = item.pool
         account = self._head(pool)
         if account is None or account.tenant != item.tenant:
             raise ValueError(f"item {item.item_id} is not its pool's first")
@@ -174,7 +181,7 @@ class FairQueue(Generic[T]):
     def take(self, item: T) -> None:
         """Remove an item to be served, and charge its tenant."""
         account = self._accounts[item.tenant]
-        pool = item.base_digest
+        pool = item.pool
         self._level = max(self._level, account.service)
         self._levels[pool] = max(self._levels[pool], account.service)
         self.remove(item, keep_charged=True)
@@ -193,7 +200,7 @@ class FairQueue(Generic[T]):
         account.num_items -= 1
         if account.num_items == 0:
             self._unweigh(account)
-        lane = account.lanes[item.base_digest]
+        lane = account.lanes[item.pool]
         lane.num_dead += 1
         self._prune(lane)
         return True

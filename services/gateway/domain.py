@@ -164,6 +164,10 @@ class Reply:
             self.future.set_exception(error)
 
 
+# Ends the name of the pool where items of a base wait whose models are loaded nowhere.
+COLD_POOL = "/cold"
+
+
 class Place(Enum):
     """Where an item is."""
 
@@ -184,6 +188,7 @@ class Item:
         queued_at: On the event loop's clock, in seconds.
         reply: Where the answer goes, at `index`.
         num_attempts: Executors it was given to.
+        is_cold: Whether it waits as one whose model is loaded nowhere.
     """
 
     item_id: int
@@ -198,6 +203,13 @@ class Item:
     index: int
     place: Place = Place.QUEUED
     num_attempts: int = 0
+    is_cold: bool = False
+
+    @property
+    def pool(self) -> str:
+        """Where it waits."""
+        base = self.version.pb.base_digest
+        return base + COLD_POOL if self.is_cold else base
 
     @property
     def tenant(self) -> str:

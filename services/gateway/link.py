@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
@@ -18,6 +19,7 @@ from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceStub
 from services.common.errors import STOPPING, HmiError, from_status
 from services.common.server import CHANNEL_OPTIONS
 from services.gateway.domain import Item, Version
+from services.gateway.loads import Loads
 
 if TYPE_CHECKING:
     from hmi.executor.v1.executor_pb2_grpc import ExecutorServiceAsyncStub
@@ -53,6 +55,10 @@ class LinkEvents(Protocol):
         """It came up, or has new credit."""
         ...
 
+    def models_loaded(self, digests: Iterable[str]) -> None:
+        """Models came into its device memory."""
+        ...
+
     def link_down(self, link: Link, items: list[Item]) -> None:
         """It broke; `items` were in flight and have no answer."""
         ...
@@ -71,22 +77,19 @@ class Link:
 
     Attributes:
         credit: Tokens that may still be submitted.
-        load: Tokens in flight.
+        loads: Tokens in flight.
         window: Largest credit and load together seen: no item of more tokens can ever be submitted.
-        resident: Digests of the versions in the executor's device memory.
     """
 
     def __init__(self, address: str, token: str, gateway_id: str, events: LinkEvents) -> None:
         self.address = address
         self.base_digests: frozenset[str] = frozenset()
         self.credit = 0
-        self.load = 0
+        self.loads = Loads()
         self.window = 0
         self.is_up = False
-        self.resident: set[str] = set()
         self._hinted: set[str] = set()
         self._tables: set[str] = set()
-        self._load_by_tenant: dict[str, int] = {}
         self._in_flight: dict[int, Item] = {}
         self._outbox: list[pb.Command] = []
         self._wake = asyncio.Event()
@@ -96,15 +99,26 @@ class Link:
         self._gateway_id = gateway_id
         self._events = events
 
+    @property
+    def load(self) -> int:
+        """Tokens in flight."""
+        return self.loads.total
+
+    @property
+    def resident(self) -> set[str]:
+        """Digests of the versions in the executor's device memory."""
+        return self.loads.resident
+
     def has_room(self, item: Item, max_weight: float) -> bool:
-        """Whether there is credit for an item, and its tenant has not taken too much of it.
+        """Whether there is credit for an item, and its tenant has not taken too much of it: with
+        items of models that are in device memory, or with others.
 
         Args:
             max_weight: The largest weight of the tenants that wait.
         """
         if self.credit < item.cost:
             return False
-        load = self._load_by_tenant.get(item.tenant, 0)
+        load = self.loads.of(item)
         if load == 0:
             return True
         part = item.weight / max(item.weight, max_weight)
@@ -128,7 +142,7 @@ class Link:
             weight=item.weight,
         )
         self.credit -= item.cost
-        self._add_load(item, item.cost)
+        self.loads.add(item)
         self._in_flight[item.item_id] = item
         self._hinted.discard(item.version.digest)
         self._tables.add(item.version.table_version)
@@ -137,7 +151,7 @@ class Link:
     def cancel(self, item: Item) -> None:
         """Say that an item's answer is no longer wanted; whatever comes for it is passed over."""
         if self._in_flight.pop(item.item_id, None) is not None:
-            self._add_load(item, -item.cost)
+            self.loads.remove(item)
             self._send(pb.Command(cancel=pb.Cancel(item_id=item.item_id)))
 
     def hint(self, version: Version) -> None:
@@ -208,19 +222,10 @@ class Link:
         self._outbox.clear()
         self._hinted.clear()
         self._tables.clear()
-        self.resident.clear()
-        self._load_by_tenant.clear()
-        self.credit = self.load = self.window = 0
+        self.loads.clear()
+        self.credit = self.window = 0
         self.is_up = False
         self._events.link_down(self, items)
-
-    def _add_load(self, item: Item, num_tokens: int) -> None:
-        self.load += num_tokens
-        of_tenant = self._load_by_tenant.get(item.tenant, 0) + num_tokens
-        if of_tenant:
-            self._load_by_tenant[item.tenant] = of_tenant
-        else:
-            self._load_by_tenant.pop(item.tenant, None)
 
     def _send(self, command: pb.Command) -> None:
         self._outbox.append(command)
@@ -263,7 +268,7 @@ class Link:
         if error is not None and error.reason == STOPPING:
             raise StreamEnded  # others run what is in flight here, this item too
         del self._in_flight[event.item_id]
-        self._add_load(item, -item.cost)
+        self.loads.remove(item)
         if error is not None:
             self._events.item_failed(item, error)
         else:
@@ -271,7 +276,8 @@ class Link:
 
     async def _follow_status(self, stub: ExecutorServiceAsyncStub) -> None:
         async for status in stub.WatchStatus(pb.WatchStatusRequest(), metadata=self._metadata):
-            self.resident.update(status.loaded_digests)
-            self.resident.difference_update(status.evicted_digests)
+            self.loads.moved(status.loaded_digests, status.evicted_digests)
             self._hinted.difference_update(status.loaded_digests)
+            if status.loaded_digests:
+                self._events.models_loaded(status.loaded_digests)
         raise StreamEnded

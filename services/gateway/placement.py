@@ -21,8 +21,16 @@ class Target(Protocol):
     """What placement needs to know of an executor."""
 
     address: str
-    load: int
-    resident: set[str]
+
+    @property
+    def load(self) -> int:
+        """Tokens in flight."""
+        ...
+
+    @property
+    def resident(self) -> set[str]:
+        """Digests of the versions in device memory."""
+        ...
 
 
 L = TypeVar("L", bound=Target)
@@ -37,6 +45,11 @@ def score(digest: str, address: str) -> int:
 def ranked(digest: str, targets: Sequence[L]) -> list[L]:
     """The executors in the model's order of preference."""
     return sorted(targets, key=lambda target: score(digest, target.address), reverse=True)
+
+
+def is_cold(digest: str, targets: Sequence[Target]) -> bool:
+    """Whether a model is in no executor's device memory."""
+    return not any(digest in target.resident for target in targets)
 
 
 def choose(digest: str, cost: int, targets: Sequence[L], has_room: Callable[[L], bool]) -> L | None:

@@ -23,28 +23,21 @@ from services.common.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from services.common.fair_queue import FairQueue
 from services.gateway import metrics
 from services.gateway.config import GatewaySettings
 from services.gateway.deadlines import Deadlines
-from services.gateway.domain import Item, Place
+from services.gateway.domain import COLD_POOL, Item, Place
+from services.gateway.item_queue import ItemQueue
 from services.gateway.link import Link
 from services.gateway.mirror import Mirror
-from services.gateway.placement import choose, ranked
+from services.gateway.placement import choose, is_cold, ranked
 from services.gateway.usage import Usage
 
 logger = logging.getLogger(__name__)
 
 
 class Router:
-    """Gives items to executors.
-
-    Args:
-        settings: Waits and attempts.
-        mirror: Which executors there are.
-        usage: Where items that fail are counted.
-        gateway_id: What executors know this gateway by.
-    """
+    """Gives items to executors that the mirror knows, which know this gateway by its id."""
 
     def __init__(
         self, settings: GatewaySettings, mirror: Mirror, usage: Usage, gateway_id: str
@@ -64,7 +57,7 @@ class Router:
         self._is_pass_planned = False
         self._has_new_room = False
         self._is_closing = False
-        self.queue = FairQueue[Item]()
+        self.queue = ItemQueue()
         metrics.queue_items.set_function(lambda: len(self.queue))
         mirror.on_change(self._refresh_links)
         self._refresh_links()
@@ -77,8 +70,8 @@ class Router:
             task.cancel()
         self._is_closing = True
         await asyncio.gather(*tasks, return_exceptions=True)
-        for pool in self.queue.pools():
-            self._fail_pool(pool, "the gateway is stopping")
+        for base in self.queue.bases():
+            self._fail_all(base, "the gateway is stopping")
         for timer in (self._deadline_timer, *self._give_up_timers.values()):
             if timer is not None:
                 timer.cancel()
@@ -104,18 +97,20 @@ class Router:
         """Queue items of one model."""
         first = items[0]
         links = self._links_by_base.get(first.base_digest)
+        is_hot = not links or not is_cold(first.version.digest, links)
         if links:
             ranked(first.version.digest, links)[0].hint(first.version)
         else:
             self._wait_for_executor(first.base_digest)
         for item in items:
+            item.is_cold = not is_hot
             self.queue.push(item)
             self._deadlines.add(item.deadline, item)
         self._arm_deadline_timer()
         self._plan_pass()
 
     def cancel(self, items: Iterable[Item]) -> None:
-        """Drop items whose answers are no longer wanted; ended ones are left as they are."""
+        """Drop items whose answers are no longer wanted; ended ones stay as they are."""
         for item in items:
             if item.place is not Place.DONE:
                 self._drop(item)
@@ -126,6 +121,10 @@ class Router:
     def link_changed(self, link: Link) -> None:
         if all(link not in self._links_by_base.get(base, ()) for base in link.base_digests):
             self._index_links()
+        self._plan_pass(has_new_room=True)
+
+    def models_loaded(self, digests: Iterable[str]) -> None:
+        self.queue.loaded(digests)
         self._plan_pass(has_new_room=True)
 
     def link_down(self, link: Link, items: list[Item]) -> None:
@@ -187,7 +186,7 @@ class Router:
                     self._links_by_base.setdefault(base, []).append(link)
         for base in self._give_up_timers.keys() & self._links_by_base.keys():
             self._give_up_timers.pop(base).cancel()
-        for base in set(self.queue.pools()) - self._links_by_base.keys():
+        for base in self.queue.bases() - self._links_by_base.keys():
             self._wait_for_executor(base)
         metrics.executors_connected.set(sum(link.is_up for link, _ in self._links.values()))
 
@@ -198,10 +197,10 @@ class Router:
 
     def _give_up(self, base: str) -> None:
         self._give_up_timers.pop(base, None)
-        self._fail_pool(base, "no executor serves this model's base now: retry")
+        self._fail_all(base, "no executor serves this model's base now: retry")
 
-    def _fail_pool(self, pool: str, message: str) -> None:
-        for item in self.queue.items(pool):
+    def _fail_all(self, base: str, message: str) -> None:
+        for item in self.queue.of_base(base):
             self._take_out(item)
             self._fail(item, Unavailable(message, reason="NO_EXECUTOR", retry_after_s=1.0))
 
@@ -219,7 +218,7 @@ class Router:
         if self._has_new_room:
             self._has_new_room = False
             self.queue.resume()
-        pools = set(self._links_by_base)
+        pools = {pool for base in self._links_by_base for pool in (base, base + COLD_POOL)}
         now = self._loop.time()
         while (item := self.queue.first(pools)) is not None:
             links = self._links_by_base[item.base_digest]
@@ -231,9 +230,10 @@ class Router:
                 self._take_out(item)
                 self._fail(item, ResourceExhausted("the item exceeds what an executor takes"))
             elif any(other.credit >= item.cost for other in links):
-                self.queue.hold_back(item)  # its tenant has its part: whose turn is next?
+                # Its tenant has its part: whose turn is next?
+                self.queue.pass_over(item, is_cold=is_cold(item.version.digest, links))
             else:
-                pools.discard(item.base_digest)
+                pools -= {item.base_digest, item.base_digest + COLD_POOL}
 
     def _dispatch(self, item: Item, link: Link, now: float) -> None:
         self.queue.take(item)

@@ -22,7 +22,7 @@ class Thing:
     cost: int = 10
     weight: float = 1.0
     priority: int = 0
-    base_digest: str = "base"
+    pool: str = "base"
     arrived_at: float = 0.0
 
 
@@ -88,13 +88,13 @@ def test_who_comes_for_a_slow_pool_begins_where_its_others_are() -> None:
         return item.tenant
 
     for number in range(1_000):
-        queue.push(Thing(next(ids), "fast", base_digest="y"))
+        queue.push(Thing(next(ids), "fast", pool="y"))
         serve("y")
-        queue.push(Thing(next(ids), "slow", base_digest="x"))
+        queue.push(Thing(next(ids), "slow", pool="x"))
         if number % 10 == 0:
             serve("x")
     for _ in range(50):
-        queue.push(Thing(next(ids), "late", base_digest="x"))
+        queue.push(Thing(next(ids), "late", pool="x"))
     assert 9 <= [serve("x") for _ in range(20)].count("late") <= 11
 
 
@@ -136,9 +136,9 @@ def test_an_item_put_back_keeps_its_place_and_is_charged_once() -> None:
 
 def test_a_pool_without_credit_holds_back_only_itself() -> None:
     queue = FairQueue[Thing]()
-    queue.push(Thing(0, "a", base_digest="x"))
-    queue.push(Thing(1, "a", base_digest="y"))
-    queue.push(Thing(2, "b", base_digest="y"))
+    queue.push(Thing(0, "a", pool="x"))
+    queue.push(Thing(1, "a", pool="y"))
+    queue.push(Thing(2, "b", pool="y"))
     assert sorted(drain(queue, ("y",))) == [1, 2]
     assert drain(queue, ("x", "y")) == [0]
     assert len(queue) == 0
@@ -150,7 +150,7 @@ def test_who_is_held_back_in_a_pool_is_passed_over_until_resumed() -> None:
     for number, (tenant, pool) in enumerate(
         [("flood", "base"), ("flood", "base"), ("quiet", "base"), ("flood", "other")]
     ):
-        queue.push(Thing(number, tenant, 10, base_digest=pool))
+        queue.push(Thing(number, tenant, 10, pool=pool))
     first = queue.first(["base"])
     assert first is not None
     assert first.tenant == "flood"
@@ -202,10 +202,10 @@ class Model:
         self.levels: dict[str, float] = {}
 
     def push(self, item: Thing) -> None:
-        if not any(other.base_digest == item.base_digest for other in self.items):
-            self.levels[item.base_digest] = self.level
+        if not any(other.pool == item.pool for other in self.items):
+            self.levels[item.pool] = self.level
         if not any(other.tenant == item.tenant for other in self.items):
-            level = self.levels[item.base_digest]
+            level = self.levels[item.pool]
             self.service[item.tenant] = max(self.service.get(item.tenant, 0.0), level)
         self.items.append(item)
 
@@ -213,15 +213,15 @@ class Model:
         """By tenant, its first item in each pool."""
         heads: dict[str, list[Thing]] = {}
         for pool in pools:
-            for tenant in {i.tenant for i in self.items if i.base_digest == pool}:
-                own = [i for i in self.items if (i.tenant, i.base_digest) == (tenant, pool)]
+            for tenant in {i.tenant for i in self.items if i.pool == pool}:
+                own = [i for i in self.items if (i.tenant, i.pool) == (tenant, pool)]
                 first = min(own, key=lambda i: (-i.priority, i.item_id))
                 heads.setdefault(tenant, []).append(first)
         return heads
 
     def take(self, item: Thing) -> None:
         self.level = max(self.level, self.service[item.tenant])
-        pool = item.base_digest
+        pool = item.pool
         self.levels[pool] = max(self.levels[pool], self.service[item.tenant])
         self.items.remove(item)
         if item.item_id in self.charged:

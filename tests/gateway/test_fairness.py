@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from services.gateway.link import Link, LinkEvents
 from tests.fakes import FakeExecutor
 from tests.gateway.conftest import Stack, tokenizer_json, unique, until
 from tests.gateway.test_predict import expect, request
+
+item_ids = itertools.count()
 
 
 @dataclass
@@ -134,11 +137,13 @@ async def test_what_waits_for_the_tokenizer_takes_room_in_the_queue(
 def link() -> Link:
     link = Link("127.0.0.1:1", "", "gateway", cast(LinkEvents, SimpleNamespace()))
     link.credit = link.window = 300
+    link.loads.moved(["hot"], [])
     return link
 
 
-def item(tenant: str, cost: int, weight: float = 1.0) -> Item:
-    return cast(Item, SimpleNamespace(tenant=tenant, cost=cost, weight=weight))
+def item(tenant: str, cost: int, weight: float = 1.0, *, digest: str = "hot") -> Item:
+    fields = {"tenant": tenant, "cost": cost, "weight": weight, "item_id": next(item_ids)}
+    return cast(Item, SimpleNamespace(version=SimpleNamespace(digest=digest), **fields))
 
 
 def fill(link: Link, *offers: tuple[str, float]) -> dict[str, int]:
@@ -151,7 +156,7 @@ def fill(link: Link, *offers: tuple[str, float]) -> dict[str, int]:
         for tenant, weight in offers:
             if link.has_room(item(tenant, 1, weight), max_weight):
                 link.credit -= 1
-                link._add_load(item(tenant, 1, weight), 1)
+                link.loads.add(item(tenant, 1, weight))
                 taken[tenant] += 1
     return taken
 
@@ -162,6 +167,60 @@ async def test_however_many_flood_credit_is_left_for_the_next(num_floods: int) -
     fill(full, *((f"flood-{number}", 1.0) for number in range(num_floods)))
     assert full.credit >= 300 // (1 + 2 * num_floods)
     assert full.has_room(item("quiet", full.credit), 1.0)
+
+
+async def test_cold_models_of_a_tenant_do_not_hold_back_its_hot_ones(stack: Stack) -> None:
+    tenant = await tenant_of(stack, "cold", "hot")
+    versions = stack.app.mirror.version
+    cold, hot = (versions(tenant.name, model, 0).digest for model in tenant.models)
+    executor = await stack.executor(window=120, resident=[hot], cold={cold})
+    waiting = ask(stack, tenant, 100)  # 400 tokens, of which twice the credit may be sent
+    await until(lambda: len(executor.submits) >= 50)
+    hot_ones = Tenant(tenant.name, ("hot",))
+    async with asyncio.timeout(5):
+        await asyncio.gather(*ask(stack, hot_ones, 20))
+    assert {submit.key.digest for submit in executor.submits[-20:]} == {hot}
+    assert not any(call.done() for call in waiting)
+    executor.load(cold)
+    await asyncio.gather(*waiting, *ask(stack, hot_ones, 1))
+
+
+async def test_a_model_that_was_evicted_while_its_items_wait_holds_back_only_them(
+    stack: Stack,
+) -> None:
+    tenant = await tenant_of(stack, "cold", "hot")
+    versions = stack.app.mirror.version
+    cold, hot = (versions(tenant.name, model, 0).digest for model in tenant.models)
+    executor = await stack.executor(window=120, resident=[hot, cold], cold={cold})
+    link, _ = stack.app.router._links[executor.address]
+    await until(lambda: cold in link.resident)
+    executor.gate.clear()
+    running = ask(stack, Tenant(tenant.name, ("hot",)), 20)
+    await until(lambda: len(executor.submits) == 20)
+    waiting = ask(stack, tenant, 100)
+    await until(lambda: len(stack.app.router.queue) >= 80)
+    link.loads.moved([], [cold])
+    running += ask(stack, Tenant(tenant.name, ("hot",)), 20)
+    executor.gate.set()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*running)
+    executor.load(cold)
+    await asyncio.gather(*waiting)
+
+
+async def test_loads_are_counted_where_they_belong_when_models_come_and_items_end() -> None:
+    loads = link().loads
+    hot, cold, gone = item("a", 5), item("a", 7, digest="cold"), item("a", 2, digest="cold")
+    for one in (hot, cold, gone):
+        loads.add(one)
+    assert (loads.total, loads.of(hot), loads.of(cold)) == (14, 5, 9)
+    loads.remove(gone)
+    loads.moved(["cold"], [])
+    assert (loads.total, loads.of(hot), loads.of(cold)) == (12, 12, 12)
+    loads.moved([], ["cold"])
+    loads.remove(cold)
+    loads.remove(hot)
+    assert (loads.total, loads.of(hot), loads.of(cold)) == (0, 0, 0)
 
 
 async def test_hints_of_what_is_submitted_elsewhere_are_remembered_within_bounds(

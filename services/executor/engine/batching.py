@@ -69,7 +69,7 @@ class _Ready:
     row: Row
     item_id: int
     tenant: str
-    base_digest: str  # the unsplit one: what a batch has in common
+    pool: str  # digest of the unsplit base: what a batch has in common
     weight: float
     cost: int
     priority: int = 0  # gateways send a tenant's items in their order
@@ -156,7 +156,7 @@ class Batcher:
     def plan(self) -> Plan | None:
         """The next batch: of the bases of the item that is next. None if none is ready."""
         first = self._queue.first(self._queue.pools())
-        return None if first is None else Plan(first.base_digest, self._take(first))
+        return None if first is None else Plan(first.pool, self._take(first))
 
     def drain(self, error: HmiError) -> list[Event]:
         """End every waiting item with this error."""
@@ -189,7 +189,7 @@ class Batcher:
 
     def _take(self, first: _Ready) -> tuple[Row, ...]:
         """Rows off the queue in its order until the next does not fit: none is passed over."""
-        pools = (first.base_digest,)
+        pools = (first.pool,)
         rows: list[Row] = []
         num_tokens = longest = 0
         limits = self._limits
