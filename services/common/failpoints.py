@@ -1,10 +1,11 @@
 """A test facility: end this process at a named point, as a crash would.
 
 `"after_submit=kill@20,before_event=random:0.01"`: a point, then what happens there. `kill@N` ends
-the process at the N-th item that reaches the point, `random:P` with probability P at each. Where a
-message or a batch carries several items, the process ends before any of it is done. Knows counters
-only; does not know what happens at a point. Off by default, and then a point costs one call of an
-empty function.
+the process at the N-th item that reaches the point, `random:P` with probability P at each, and
+`once:PATH` at the first while there is a file PATH, which it deletes: of all processes that share
+the file one ends, and lives on when it is started again. Where a message or a batch carries several
+items, the process ends before any of it is done. Knows counters and such files; does not know what
+happens at a point. Off by default, and then a point costs one call of an empty function.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 EXIT_STATUS = 86
 
@@ -44,6 +46,7 @@ class Failpoints:
         self._kill = kill
         self._num_left: dict[str, int] = {}
         self._probability: dict[str, float] = {}
+        self._files: dict[str, Path] = {}
         for entry in filter(None, (part.strip() for part in plan.split(","))):
             point, _, action = entry.partition("=")
             if point not in points:
@@ -52,8 +55,12 @@ class Failpoints:
                 self._num_left[point] = int(action.removeprefix("kill@"))
             elif action.startswith("random:"):
                 self._probability[point] = float(action.removeprefix("random:"))
+            elif action.startswith("once:/"):
+                self._files[point] = Path(action.removeprefix("once:"))
             else:
-                raise ValueError(f"failpoint {entry!r}: the action must be kill@N or random:P")
+                raise ValueError(
+                    f"failpoint {entry!r}: the action must be kill@N, random:P or once:/PATH"
+                )
 
     def reach(self, point: str, num_items: int) -> None:
         """Say that items have come to a point; ends the process if it was told to."""
@@ -61,9 +68,20 @@ class Failpoints:
             self._num_left[point] -= num_items
             if self._num_left[point] <= 0:
                 self._kill()
+        if point in self._files and _take(self._files[point]):
+            self._kill()
         probability = self._probability.get(point, 0.0)
         if probability and random.random() < 1 - (1 - probability) ** num_items:  # noqa: S311 no secret
             self._kill()
+
+
+def _take(path: Path) -> bool:
+    """Delete a file; whether this process is the one that did."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def arm(plan: str, points: Collection[str]) -> Reach:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from services.common.failpoints import Failpoints, off
@@ -29,7 +31,19 @@ def test_random_follows_its_probability() -> None:
     assert reached("before_event=random:0", "before_event", 1000) == 0
 
 
-@pytest.mark.parametrize("plan", ["nowhere=kill@1", "after_submit=explode", "after_submit=kill@x"])
+def test_once_a_file_is_there_one_life_ends_of_it(tmp_path: Path) -> None:
+    plan = f"after_submit=once:{tmp_path / 'now'}"
+    assert reached(plan, "after_submit", 1) == 0
+    (tmp_path / "now").touch()
+    assert reached(plan, "before_event", 1) == 0
+    assert reached(plan, "after_submit", 1, 1) == 1
+    assert reached(plan, "after_submit", 1) == 0
+
+
+@pytest.mark.parametrize(
+    "plan",
+    ["nowhere=kill@1", "after_submit=explode", "after_submit=kill@x", "after_submit=once:here"],
+)
 def test_a_plan_that_cannot_be_read_is_refused(plan: str) -> None:
     with pytest.raises(ValueError, match=r"failpoint|invalid"):
         arm(plan)

@@ -25,12 +25,12 @@ EXECUTOR = {"HMI_DEVICE": "cpu", "HMI_DTYPE": "float32", "HMI_NUM_THREADS": "1"}
 _START_S = 60.0
 
 
-def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+def until(condition: Callable[[], bool], within_s: float = 30.0, *, every_s: float = 0.02) -> None:
     """Wait for what happens in another process."""
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def free_port() -> int:
@@ -116,6 +116,8 @@ def running(
     num_gateways: int = 2,
     num_executors: int = 2,
     gateway_env: Mapping[str, str] | None = None,
+    store_env: Mapping[str, str] | None = None,
+    executor_env: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """A cluster that serves the base `tiny` until the block is left."""
     with ExitStack() as exits:
@@ -135,8 +137,8 @@ def running(
             return Process(child, f"127.0.0.1:{port}", metrics_port)
 
         data_dir = directory / "data"
-        store_env = {"HMI_DATA_DIR": str(data_dir), "HMI_ADMIN_KEY": ADMIN_KEY}
-        store = start("knowledge_store", "knowledge_store", store_env)
+        own_env = {"HMI_DATA_DIR": str(data_dir), "HMI_ADMIN_KEY": ADMIN_KEY}
+        store = start("knowledge_store", "knowledge_store", own_env | dict(store_env or {}))
         store.child.wait_ready(_START_S)
 
         def member(kind: str, number: int, env: Mapping[str, str]) -> Process:
@@ -145,7 +147,8 @@ def running(
             return start(f"{kind}-{number}", kind, {**common, **env})
 
         gateways = [member("gateway", n, gateway_env or {}) for n in range(num_gateways)]
-        executors = [member("executor", n, EXECUTOR) for n in range(num_executors)]
+        of_executors = EXECUTOR | dict(executor_env or {})
+        executors = [member("executor", n, of_executors) for n in range(num_executors)]
         for process in (*gateways, *executors):
             process.child.wait_ready(_START_S)
         cluster = Cluster(store, gateways, executors)

@@ -16,7 +16,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from services.common.errors import HmiError, Internal, InvalidArgument, ResourceExhausted
+from services.common.errors import (
+    HmiError,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.executor.adapters.metrics import DEVICE_BYTES
 from services.executor.plot import metrics
 from services.executor.plot.index import KEY_BYTES
@@ -30,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 _NUM_THREADS = 2
 _RETRY_S = 5.0  # a version that failed is not tried again before
+_AWAY_S = 0.5  # nor before this, if the knowledge store was away: clients wait for its restart
 _MAX_ERRORS = 1024
 _PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blobs themselves: no retry can mend it
 
@@ -243,8 +250,7 @@ class TableStore:
     def _fail(self, version: str, error: HmiError) -> None:
         with self._lock:
             self._loading.pop(version, None)
-            wait_s = float("inf") if isinstance(error, _PERMANENT) else _RETRY_S
-            self._failures[version] = _Failure(error, time.monotonic() + wait_s)
+            self._failures[version] = _Failure(error, time.monotonic() + _wait_s(error))
             while len(self._failures) > _MAX_ERRORS:
                 self._failures.popitem(last=False)
 
@@ -277,6 +283,13 @@ class TableStore:
         metrics.ROWS.labels(self._name, "hot").set(sum(len(node.hot) for node in nodes))
         metrics.HOST_BYTES.labels(self._name).set(sum(node.size_bytes for node in nodes))
         DEVICE_BYTES.labels(self._name, "tables").set(sum(node.hot.size_bytes for node in nodes))
+
+
+def _wait_s(error: HmiError) -> float:
+    """How long a failed load is not tried again, in seconds."""
+    if isinstance(error, Unavailable):
+        return _AWAY_S
+    return float("inf") if isinstance(error, _PERMANENT) else _RETRY_S
 
 
 def _blobs_of(version: str, manifest: Manifest) -> frozenset[str]:
