@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
-from services.executor.adapters import requests
+from services.common.errors import InvalidArgument, Unavailable
+from services.executor.adapters import failures, requests
+from services.executor.adapters.failures import Failures
 from services.executor.adapters.packing import Packed
 from services.executor.adapters.requests import Requests
 
@@ -61,3 +64,73 @@ def test_large_ones_are_staged_by_bytes() -> None:
     for request, _ in held.staged():
         held.take(request.key)
     assert held.to_stage()
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(failures, "time", clock)
+    return clock
+
+
+def test_a_load_that_fails_is_tried_later_each_time_and_never_too_late(clock: Clock) -> None:
+    held, key = Failures(), Version("a")
+    waits = []
+    for _ in range(12):
+        held.fail(key, Unavailable("away"))
+        error: Any = held.tell(key)
+        waits.append(error.retry_after_s)
+        assert held.is_known(key)
+        clock.now += waits[-1] + 0.001
+        assert not held.is_known(key)
+        assert held.tell(key) is None
+    for num, wait_s in enumerate(waits):
+        most = min(5.0, 0.1 * 2**num)
+        assert 0.5 * most <= wait_s <= most
+    assert len(set(waits)) == len(waits)
+    clock.now += 100
+    held.fail(key, Unavailable("away"))
+    assert held.tell(key).retry_after_s <= 0.1  # type: ignore[union-attr]
+
+
+def test_who_waited_is_told_also_when_the_pause_is_over(clock: Clock) -> None:
+    held, key = Failures(), Version("a")
+    held.fail(key, Unavailable("away"))
+    clock.now += 1.0
+    assert held.tell(key) is not None
+    assert held.tell(key) is None
+
+
+def test_a_refusal_is_for_good_and_of_the_bytes(clock: Clock) -> None:
+    held = Failures()
+    held.refuse(Version("a"), InvalidArgument("blob", "no"))
+    clock.now += 1e6
+    assert isinstance(held.tell(Version("a", "another")), InvalidArgument)
+    assert held.is_known(Version("a"))
+
+
+def test_a_load_that_succeeds_ends_all_suspicion(clock: Clock) -> None:
+    held = Failures()
+    held.fail(Version("a"), Unavailable("away"))
+    assert held.is_suspect("acme")
+    held.end(Version("b"))
+    assert not held.is_suspect("acme")
+    held.fail(Version("a"), Unavailable("away"))
+    clock.now += 11
+    assert not held.is_suspect("acme")
+
+
+def test_what_is_remembered_is_bounded(clock: Clock) -> None:
+    held = Failures()
+    for number in range(10_000):
+        held.fail(Version(f"{number}", f"{number}"), Unavailable("away"))
+        held.refuse(Version(f"{number}", f"{number}"), InvalidArgument("blob", "no"))
+    sizes = [len(held._failures), len(held._refused), len(held._suspect_until)]
+    assert sizes == [failures._MAX_KEPT] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -13,12 +14,14 @@ import transformers
 
 from services.common.errors import (
     DataLoss,
+    DeadlineExceeded,
     FailedPrecondition,
+    HmiError,
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
 )
-from services.executor.adapters import requests, store
+from services.executor.adapters import failures, store
 from tests.executor.test_adapters_batching import STEM, lora_blob
 from tests.executor.tiny_tasks import (
     CONFIGS,
@@ -202,22 +205,102 @@ def test_a_head_on_a_pooler_that_the_checkpoint_lacks_is_refused_alone(tmp_path:
         assert made.acquire(made.push(make_blob({}, format="none"), "reads tokens"))
 
 
-def test_a_transient_error_is_told_once_and_tried_again(base: Path) -> None:
+def test_a_transient_error_is_told_until_the_load_is_tried_again(base: Path) -> None:
     blobs: dict[str, bytes] = {}
-    failures = [Unavailable("the store is away"), OSError("disk")]
+    errors = [Unavailable("the store is away"), OSError("disk")]
+    reads: list[str] = []
 
     def read(digest: str) -> bytes:
-        if failures:
-            raise failures.pop(0)
+        reads.append(digest)
+        if errors:
+            raise errors.pop(0)
         return blobs[digest]
 
     with stack(base, read_blob=read) as made:
         key = made.push(lora_blob(0))
         blobs.update(made.blobs)
-        for _ in range(2):
-            with pytest.raises(Unavailable):
-                made.acquire(key)
+        for num_reads in (1, 2):
+            for _ in range(3):
+                with pytest.raises(Unavailable) as caught:
+                    made.acquire(key)
+                assert len(reads) == num_reads
+            time.sleep(caught.value.retry_after_s or 0.0)
         assert made.acquire(key)
+
+
+def test_a_version_that_can_never_be_served_is_read_once_and_always_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = transformers.BertModel(CONFIGS["bert"], add_pooling_layer=False)
+    model.save_pretrained(tmp_path)
+    blob = lora_blob(0)
+    reads: list[str] = []
+
+    def read(digest: str) -> bytes:
+        reads.append(digest)
+        return blob
+
+    with stack(tmp_path, read_blob=read) as made:
+        key = made.push(blob, "reads the pooler")
+        for _ in range(3):
+            with pytest.raises(FailedPrecondition) as caught:
+                made.acquire(key)
+            assert caught.value.reason == "NO_POOLER"
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("error", [ResourceExhausted("disk"), DeadlineExceeded("late")])
+def test_a_blob_that_cannot_be_read_now_is_unavailable_and_tried_again(
+    base: Path, error: HmiError
+) -> None:
+    """Only a version's own faults are for good, whatever error its bytes fail to come with."""
+    blobs: dict[str, bytes] = {}
+    errors = [error]
+
+    def read(digest: str) -> bytes:
+        if errors:
+            raise errors.pop()
+        return blobs[digest]
+
+    with stack(base, read_blob=read) as made:
+        key = made.push(lora_blob(0))
+        blobs.update(made.blobs)
+        with pytest.raises(Unavailable) as caught:
+            made.acquire(key)
+        time.sleep(caught.value.retry_after_s or 0.0)
+        assert made.acquire(key)
+
+
+def test_failing_loads_leave_the_threads_to_others(base: Path) -> None:
+    """They take as long as others, have the least in memory, and are asked for again and again."""
+    blobs: dict[str, bytes] = {}
+    reading: list[str] = []
+    most_bad = 0
+
+    def read(digest: str) -> bytes:
+        nonlocal most_bad
+        reading.append(digest)
+        most_bad = max(most_bad, sum(one not in blobs for one in reading))
+        time.sleep(0.02)
+        reading.remove(digest)
+        if digest not in blobs:
+            raise Unavailable("away")
+        return blobs[digest]
+
+    with stack(base, read_blob=read) as made:
+        good = [made.push(lora_blob(i), f"m{i}") for i in range(10)]
+        blobs.update(made.blobs)
+        bad = [Key("m", number, f"{number:064x}", "failing") for number in range(400)]
+        with pytest.raises(Unavailable):
+            made.acquire(bad[0])
+        most_bad = 0
+        for key in bad:
+            with contextlib.suppress(Unavailable):
+                made.store.acquire(key)
+        began = time.monotonic()
+        for key in good:
+            made.store.release(made.acquire(key))
+        assert time.monotonic() - began < 2.0  # 400 on four threads take two seconds and more
+        assert most_bad == 1
 
 
 def test_an_old_error_is_not_told_to_who_asks_later(
@@ -233,7 +316,8 @@ def test_an_old_error_is_not_told_to_who_asks_later(
             raise Unavailable("the store is away")
         return blobs[digest]
 
-    monkeypatch.setattr(requests, "_ERROR_S", 0.0)
+    monkeypatch.setattr(failures, "_ERROR_S", 0.0)
+    monkeypatch.setattr(failures, "_BACKOFF_MIN_S", 0.0)
     with stack(base, read_blob=read) as made:
         key = made.push(lora_blob(0))
         blobs.update(made.blobs)

@@ -18,12 +18,30 @@ from services.common.errors import (
     DataLoss,
     FailedPrecondition,
     HmiError,
+    InvalidArgument,
+    NotFound,
     ResourceExhausted,
     Unavailable,
 )
 from services.executor.adapters.packing import BaseTensor, Packed, pack
 
 logger = logging.getLogger(__name__)
+
+
+# Of reading a blob: what callers should hear as it is. Anything else is between the services.
+_READ_ERRORS = (FailedPrecondition, NotFound, DataLoss, Unavailable)
+
+
+class Refused(Exception):
+    """A version that cannot be served here, however often it is tried.
+
+    Attributes:
+        error: Why.
+    """
+
+    def __init__(self, error: HmiError) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +68,36 @@ class Loader:
         """The adapter in host memory.
 
         Raises:
-            HmiError: From `read_blob`, or from here: DataLoss (another digest), InvalidArgument
-                (not admissible), FailedPrecondition (it reads a pooler that the checkpoint has
-                not), ResourceExhausted (larger than the device), Unavailable (a failure of ours,
-                logged).
+            Refused: By InvalidArgument (not admissible), FailedPrecondition (it reads a pooler that
+                the checkpoint has not) or ResourceExhausted (larger than the device).
+            FailedPrecondition, NotFound, DataLoss, Unavailable: Its bytes cannot be had this time;
+                a failure of ours is logged.
         """
         try:
-            return self._load(digest)
-        except HmiError:
+            blob = self._read(digest)
+            try:
+                return self._packed(blob)
+            except (InvalidArgument, FailedPrecondition, ResourceExhausted) as error:
+                raise Refused(error) from error
+        except (Refused, HmiError):
             raise
         except Exception as error:
             logger.exception("an adapter could not be loaded", extra={"digest": digest})
             raise Unavailable("the adapter could not be loaded") from error
 
-    def _load(self, digest: str) -> Packed:
-        blob = self.read_blob(digest)
+    def _read(self, digest: str) -> bytes:
+        try:
+            blob = self.read_blob(digest)
+        except _READ_ERRORS:
+            raise
+        except HmiError as error:
+            logger.warning("a blob cannot be read", extra={"digest": digest, "error": repr(error)})
+            raise Unavailable("the adapter's blob cannot be read now") from error
         if hashlib.sha256(blob).hexdigest() != digest:
             raise DataLoss(f"the bytes of version {digest} differ from their digest")
+        return blob
+
+    def _packed(self, blob: bytes) -> Packed:
         version = admit(blob, self.base, limits=self.limits)
         if version.head.reads is Reads.POOLED and not self.has_pooler:
             raise FailedPrecondition(

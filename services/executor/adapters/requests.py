@@ -1,6 +1,7 @@
-"""Adapters on their way in, and those that could not come.
+"""Adapters on their way in.
 
-Knows order, claims and errors; loads nothing. Not thread-safe: the store's lock guards it.
+Knows order and claims, and by `failures` what could not come; loads nothing. Not thread-safe: the
+store's lock guards it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from services.common.errors import HmiError, InvalidArgument, ResourceExhausted
+from services.common.errors import HmiError
+from services.executor.adapters.failures import Failures
 from services.executor.adapters.packing import Packed
 from services.executor.adapters.slots import Key
 
@@ -21,10 +23,9 @@ _MAX_READING = 8
 _MAX_PASSED = 32
 _MAX_BLOCK_S = 2.0
 _OVERDUE_S = 2.0
-_MAX_ERRORS = 4096
-# Who waits asks again at once when a load fails; an older error says nothing of the next load.
-_ERROR_S = 10.0
-_PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blob itself: no retry can mend it
+# Read at a time for tenants whose loads failed of late: they have nothing in device memory, so they
+# would come first, and what fails takes as long as what does not.
+_MAX_READING_SUSPECT = 1
 
 
 @dataclass(slots=True)
@@ -75,8 +76,7 @@ class Requests:
     def __init__(self, num_rows_of: Callable[[str], int] = lambda _tenant: 0) -> None:
         self._num_rows_of = num_rows_of
         self._requests: dict[Key, Request] = {}
-        self._untold: dict[Key, tuple[HmiError, float]] = {}  # and until when, as `blocks_until`
-        self._refused: dict[str, HmiError] = {}  # by digest
+        self._failures = Failures()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -86,16 +86,12 @@ class Requests:
         return frozenset(key.digest for key in self._requests)
 
     def add(self, key: Key, *, is_claimed: bool) -> bool:
-        """Ask for an adapter; whether that is news."""
+        """Ask for an adapter; whether that is news. A hint for what just failed is passed over."""
         request = self._requests.get(key)
         if request is not None:
             request.is_claimed |= is_claimed
             return False
-        if not is_claimed and self._is_untold(key):
-            return False
-        refusal = self._refused.get(key.digest)
-        if refusal is not None:
-            self._keep(key, refusal)
+        if self._failures.is_known(key):
             return False
         self._requests[key] = Request(key, is_claimed)
         return True
@@ -104,43 +100,68 @@ class Requests:
         """Remove a request."""
         return self._requests.pop(key, None)
 
+    def forget(self, key: Key) -> None:
+        """Remove a request, and what is known of its failures."""
+        self._failures.forget(key)
+        self.take(key)
+
+    def loaded(self, key: Key) -> Request | None:
+        """Remove a request that came to its end well."""
+        self._failures.end(key)
+        return self.take(key)
+
     def clear(self) -> None:
         self._requests.clear()
 
+    def refuse(self, request: Request, error: HmiError) -> None:
+        """End a request, unless it was taken meanwhile: no retry can mend this error."""
+        if self._is_open(request):
+            self._failures.refuse(request.key, error)
+
     def fail(self, request: Request, error: HmiError) -> None:
-        """End a request, unless it was taken meanwhile; remember the error."""
-        if self._requests.get(request.key) is not request:
-            return
-        del self._requests[request.key]
-        self._keep(request.key, error)
-        if isinstance(error, _PERMANENT):
-            self._refused[request.key.digest] = error
-        while len(self._refused) > _MAX_ERRORS:
-            del self._refused[next(iter(self._refused))]
+        """End a request, unless it was taken meanwhile; the next one waits a while."""
+        if self._is_open(request):
+            self._failures.fail(request.key, error)
+
+    def give_up(self, request: Request, error: HmiError) -> None:
+        """End a request that found no room, unless it was taken meanwhile."""
+        if self._is_open(request):
+            self._failures.give_up(request.key, error)
 
     def tell(self, key: Key) -> HmiError | None:
-        """Why the adapter could not come just now, told once."""
-        error = self._untold[key][0] if self._is_untold(key) else None
-        self._untold.pop(key, None)
-        return error
+        """Why the adapter could not come just now."""
+        return self._failures.tell(key)
 
-    def _keep(self, key: Key, error: HmiError) -> None:
-        self._untold[key] = error, time.monotonic() + _ERROR_S
-        while len(self._untold) > _MAX_ERRORS:
-            del self._untold[next(iter(self._untold))]
-
-    def _is_untold(self, key: Key) -> bool:
-        return key in self._untold and time.monotonic() < self._untold[key][1]
+    def _is_open(self, request: Request) -> bool:
+        """Whether a request is still wanted; from now on it is not."""
+        if self._requests.get(request.key) is not request:
+            return False
+        del self._requests[request.key]
+        return True
 
     def to_stage(self) -> list[Request]:
         """Those to be read next, as many as may be between disk and device."""
         packed = [r.packed for r in self._requests.values() if r.packed is not None]
         if sum(one.size_bytes for one in packed) >= _MAX_STAGED_BYTES:
             return []
-        num_reading = sum(r.is_staging for r in self._requests.values())
-        waiting = [r for r in self._in_order() if not r.is_staging and r.packed is None]
-        room = min(_MAX_STAGED - len(packed) - num_reading, _MAX_READING - num_reading)
-        return waiting[: max(0, room)]
+        reading = [r for r in self._requests.values() if r.is_staging]
+        room = min(_MAX_STAGED - len(packed) - len(reading), _MAX_READING - len(reading))
+        room_of_suspects = _MAX_READING_SUSPECT - sum(map(self._is_suspect, reading))
+        chosen: list[Request] = []
+        for request in self._in_order():
+            if len(chosen) >= room:
+                break
+            if request.is_staging or request.packed is not None:
+                continue
+            if self._is_suspect(request):
+                if room_of_suspects <= 0:
+                    continue
+                room_of_suspects -= 1
+            chosen.append(request)
+        return chosen
+
+    def _is_suspect(self, request: Request) -> bool:
+        return self._failures.is_suspect(request.key.tenant)
 
     def staged(self) -> list[tuple[Request, Packed]]:
         """Those in host memory."""

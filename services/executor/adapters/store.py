@@ -30,7 +30,7 @@ from services.executor.adapters.arena import Arena, IntArray
 from services.executor.adapters.batch import BatchBypass
 from services.executor.adapters.device import DeviceTier
 from services.executor.adapters.host import HostTier
-from services.executor.adapters.loader import Loader
+from services.executor.adapters.loader import Loader, Refused
 from services.executor.adapters.packing import BaseTensor, Packed
 from services.executor.adapters.requests import Request, Requests
 from services.executor.adapters.slots import Key, Slot
@@ -127,7 +127,8 @@ class AdapterStore:
         None if it is not there yet; it is then loaded and kept, for a while, for who asks again.
 
         Raises:
-            HmiError: It could not be loaded. Told once; asking again tries again.
+            HmiError: It could not be loaded. If a later try may succeed: asking again after the
+                error's retry_after_s, or after a while that grows to seconds, tries again.
         """
         with self._lock:
             slot = self._device.acquire(key)
@@ -137,9 +138,6 @@ class AdapterStore:
             if error is not None:
                 raise error
             self._request(key, is_claimed=True)
-            refusal = self._requests.tell(key)
-            if refusal is not None:  # known from before: no load will end and say so
-                raise refusal
             return None
 
     def release(self, slot: Slot) -> None:
@@ -173,8 +171,7 @@ class AdapterStore:
     def forget(self, key: Key) -> None:
         """Drop a deleted version from the tiers; from the device once no batch uses it."""
         with self._lock:
-            self._requests.take(key)
-            self._requests.tell(key)
+            self._requests.forget(key)
             self._device.drop(key)
             if key.digest not in self._device_digests():
                 self._host.drop(key.digest)
@@ -214,22 +211,24 @@ class AdapterStore:
         """Disk to host, on a staging thread."""
         started = time.perf_counter()
         packed: Packed | None = None
-        error: HmiError | None = None
+        failure: HmiError | Refused | None = None
         try:
             packed = self._loader.load(request.key.digest)
-        except HmiError as caught:
-            error = caught
+        except (HmiError, Refused) as caught:
+            failure = caught
         metrics.LOAD_SECONDS.labels("host").observe(time.perf_counter() - started)
         with self._lock:
             request.is_staging = False
             request.packed = packed
             if packed is not None:
                 self._host.put(request.key.digest, packed)
-            if error is not None:
-                self._requests.fail(request, error)
+            if isinstance(failure, Refused):
+                self._requests.refuse(request, failure.error)
+            elif failure is not None:
+                self._requests.fail(request, failure)
             self._stage_more()
             self._lock.notify_all()
-        if error is not None:
+        if failure is not None:
             self._on_change()
 
     def _commit_forever(self) -> None:
@@ -253,7 +252,7 @@ class AdapterStore:
             self._on_change()
 
     def _publish(self, slot: Slot) -> None:
-        request = self._requests.take(slot.key)
+        request = self._requests.loaded(slot.key)
         # A version forgotten meanwhile comes in unclaimed: it leaves first.
         self._device.put(slot, is_claimed=request is not None and request.is_claimed)
         self._stage_more()
@@ -278,7 +277,7 @@ class AdapterStore:
                 self._stage_more()
                 continue
             if not self._device.can_ever_hold(num_rows):
-                self._requests.fail(request, _no_room())
+                self._requests.give_up(request, _no_room())
                 self._stage_more()
                 self._on_change()
                 continue

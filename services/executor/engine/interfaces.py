@@ -73,7 +73,8 @@ class Adapters(Protocol):
         None if it is not there yet; it is then being loaded, ahead of what was only prefetched.
 
         Raises:
-            HmiError: It could not be loaded. Told once; asking again tries again.
+            HmiError: It could not be loaded. Asking again, after a pause at least, tries again if
+                that can help.
         """
         ...
 
