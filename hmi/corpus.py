@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,13 @@ from tokenizers import Tokenizer
 
 from hmi.errors import InvalidArgument
 from services.common.ngram_counts import NgramCounter, NgramCounts
+from services.common.text_lines import MAX_LINE_BYTES as _MAX_LINE_BYTES
+from services.common.text_lines import NotUtf8Error, lines_of
 
 MAX_ENTRIES = 16_000_000
 """Distinct n-grams kept: their counts just fit into what a gateway takes, 256 MiB."""
 
 _MAX_PENDING = 1 << 23  # keys between two merges, whose time goes with all that is kept
-_MAX_LINE_BYTES = 1 << 18
 _BATCH_BYTES = 1 << 20
 
 OnBytes = Callable[[int], None]
@@ -98,37 +98,10 @@ def _batches(path: Path) -> Iterator[tuple[list[str], int]]:
 
 def _texts(path: Path) -> Iterator[tuple[str, int]]:
     """A file's lines, stripped, and the bytes of each; a very long one comes in several."""
-    position = 0
-    rest = b""
-    with path.open("rb") as stream:
-        for piece in iter(partial(stream.readline, _MAX_LINE_BYTES), b""):
-            data = rest + piece
-            is_line = piece.endswith(b"\n") or len(piece) < _MAX_LINE_BYTES
-            end = len(data) if is_line else _cut(data)
-            data, rest = data[:end], data[end:]
-            yield _decoded(path, data, position).strip(), len(data)
-            position += len(data)
-    if rest:
-        yield _decoded(path, rest, position).strip(), len(rest)
-
-
-def _cut(data: bytes) -> int:
-    """Where a line too long to be read at once is parted: behind a space, else between letters."""
-    after_space = data.rfind(b" ") + 1
-    if after_space:
-        return after_space
-    end = len(data)
-    while end > len(data) - 4 and data[end - 1] & 0xC0 == 0x80:
-        end -= 1  # over the last letter's further bytes
-    return end - 1
-
-
-def _decoded(path: Path, data: bytes, position: int) -> str:
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _refused(path, f"is not UTF-8 at byte {position + error.start}") from error
-    return text.removeprefix("\ufeff") if position == 0 else text
+        yield from lines_of(path, _MAX_LINE_BYTES)
+    except NotUtf8Error as error:
+        raise _refused(path, str(error)) from error
 
 
 def _refused(path: Path, message: str) -> InvalidArgument:

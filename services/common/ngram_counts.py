@@ -19,7 +19,8 @@ COUNTS_FORMAT = "hmi.ngram_counts/1"
 KEYS_FORMAT = "hmi.ngram_keys/1"
 
 _MAX_PENDING = 1 << 22  # keys: 32 MiB gathered between merges
-_MAX_ENTRIES = 1 << 24  # 256 MiB of keys and counts, a few times that while merging
+_MAX_ENTRIES = 1 << 24  # 256 MiB of keys and counts, up to three times that while merging
+_MERGED_AT_ONCE = 1 << 20  # keys of the longest run
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +150,31 @@ def answering_keys(full: IntArray) -> IntArray:
 def merge_counts(keys: list[IntArray], counts: list[IntArray]) -> tuple[IntArray, IntArray]:
     """The sum of several counts: keys int64 `[n]` ascending and distinct, counts int64 `[n]`.
 
-    Each of `keys` is ascending; runs merge in linear time.
+    Each of `keys` is ascending; runs merge in linear time. Beside the result it takes little
+    memory: keys are merged range after range.
     """
+    total = sum(map(len, keys))
+    merged_keys, merged_counts = np.empty(total, np.int64), np.empty(total, np.int64)
+    longest = max(keys, key=len)
+    places = np.arange(_MERGED_AT_ONCE, len(longest), _MERGED_AT_ONCE)
+    cuts = [[0, *np.searchsorted(run, longest[places]).tolist(), len(run)] for run in keys]
+    num = 0
+    for part in range(len(places) + 1):
+        spans = [slice(cut[part], cut[part + 1]) for cut in cuts]
+        some_keys, some_counts = _merged(
+            [run[span] for run, span in zip(keys, spans, strict=True)],
+            [run[span] for run, span in zip(counts, spans, strict=True)],
+        )
+        merged_keys[num : num + len(some_keys)] = some_keys
+        merged_counts[num : num + len(some_keys)] = some_counts
+        num += len(some_keys)
+    # In place; what was never written to was never taken from the system.
+    merged_keys.resize(num, refcheck=False)
+    merged_counts.resize(num, refcheck=False)
+    return merged_keys, merged_counts
+
+
+def _merged(keys: list[IntArray], counts: list[IntArray]) -> tuple[IntArray, IntArray]:
     every_key = np.concatenate(keys)
     order = np.argsort(every_key, kind="stable")
     every_key = every_key[order]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from services.common.errors import InvalidArgument
+from services.common.text_lines import NotUtf8Error, lines_of
 
-_LINES = 512  # tokenized together
+_LINES, _BYTES = 512, 1 << 20  # tokenized together, at most
 _WINDOW = 1024  # pieces sorted by length together: batches are even, their order is random
 MIN_PIECE = 16
 _MAX_DRAWN = 1 << 22  # random lengths; a larger corpus uses them again
@@ -41,6 +43,27 @@ class Tokens:
     @property
     def num_tokens(self) -> int:
         return len(self.ids)
+
+    def rows(
+        self, max_tokens: int = 1 << 20
+    ) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+        """All documents in order, some at a time: their ids and lengths, at most `max_tokens`. A
+        document that is longer comes in parts."""
+        first = 0
+        while first < len(self.documents) - 1:
+            begin = self.documents[first]
+            last = int(np.searchsorted(self.documents, begin + max_tokens, "right")) - 1
+            if last > first:
+                yield (
+                    self.ids[begin : self.documents[last]],
+                    np.diff(self.documents[first : last + 1]),
+                )
+            else:
+                last = first + 1
+                for start in range(int(begin), int(self.documents[last]), max_tokens):
+                    part = self.ids[start : min(start + max_tokens, self.documents[last])]
+                    yield part, np.array([len(part)])
+            first = last
 
 
 def tokenize(
@@ -65,62 +88,55 @@ def tokenize(
         if starts[-1] == 0:
             path.unlink()
             raise InvalidArgument("corpus", "there is no text in the files")
-        np.save(index, np.array(starts, dtype=np.int64))
+        np.save(index, starts)
     documents = np.load(index)
     return Tokens(np.memmap(path, dtype=np.uint32, mode="r"), documents)
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """A text file's lines, stripped.
-
-    Raises:
-        InvalidArgument: It is not UTF-8; the message says at which byte.
-    """
-    position = 0
-    with path.open("rb") as stream:
-        for line in stream:
-            try:
-                yield line.decode("utf-8").strip()
-            except UnicodeDecodeError as error:
-                at = position + error.start
-                raise InvalidArgument("corpus", f"{path.name} is not UTF-8 at byte {at}") from error
-            position += len(line)
-
-
 def _write(
     files: Sequence[Path], tokenizer: Tokenizer, path: Path, on_bytes: Callable[[int], None]
-) -> list[int]:
-    """Write the tokens; where documents begin, and the end."""
-    starts = [0]
+) -> NDArray[np.int64]:
+    """Write the tokens; where documents begin, and the end: int64 `[documents + 1]`."""
+    starts = array("q", [0])
     written = 0
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as out:
         for file in files:
-            for lines, is_end in _paragraphs(file):
-                encoded = tokenizer.encode_batch(lines, add_special_tokens=False)
+            for lines, num_bytes, is_end in _paragraphs(file):
+                encoded = tokenizer.encode_batch_fast(lines, add_special_tokens=False)
                 for item in encoded:
                     out.write(np.array(item.ids, dtype=np.uint32).tobytes())
                     written += len(item.ids)
-                on_bytes(sum(len(line.encode()) + 1 for line in lines))
+                on_bytes(num_bytes)
                 if is_end and written > starts[-1]:
                     starts.append(written)
             if written > starts[-1]:
                 starts.append(written)
     temporary.rename(path)
-    return starts
+    return np.array(starts, dtype=np.int64)
 
 
-def _paragraphs(file: Path) -> Iterator[tuple[list[str], bool]]:
-    """Pieces of documents: lines, and whether the document ends with them."""
+def _paragraphs(file: Path) -> Iterator[tuple[list[str], int, bool]]:
+    """Pieces of documents: lines, their bytes, and whether the document ends with them.
+
+    Raises:
+        InvalidArgument: It is not UTF-8; the message says at which byte.
+    """
     lines: list[str] = []
-    for line in lines_of(file):
-        if line:
-            lines.append(line)
-        if lines and (not line or len(lines) == _LINES):
-            yield lines, not line
-            lines = []
+    num_bytes = 0
+    try:
+        for line, size in lines_of(file):
+            num_bytes += size
+            if line:
+                lines.append(line)
+            is_full = len(lines) == _LINES or num_bytes >= _BYTES
+            if not line or (lines and is_full):
+                yield lines, num_bytes, not line
+                lines, num_bytes = [], 0
+    except NotUtf8Error as error:
+        raise InvalidArgument("corpus", f"{file.name} {error}") from error
     if lines:
-        yield lines, True
+        yield lines, num_bytes, True
 
 
 def _digest(files: Sequence[Path], tokenizer: Tokenizer) -> str:
