@@ -15,7 +15,7 @@ from services.common.local_encoder_format import Form
 from services.executor.construct.student import start
 from services.executor.models.bypass import NoBypass
 from services.executor.models.encoder import Encoder, load_base
-from services.executor.models.local_encoder import TILE, LocalEncoder
+from services.executor.models.local_encoder import LARGEST_TILE, TILE, LocalEncoder
 from services.executor.models.segments import Segments
 from tests import tiny
 
@@ -70,14 +70,48 @@ def test_rows_are_the_lower_layers_outputs_on_a_text_of_the_present_tokens(
     assert (local.rows(keys).float() - expected).abs().max() < 4e-3  # half a unit of fp16 at 8
 
 
+@pytest.mark.parametrize("form", list(Form))
+def test_rows_in_bfloat16_are_near_those_of_the_simple_way_in_float32(
+    make: Make, form: Form
+) -> None:
+    exact, fast = make(form)[1], make(form, torch.bfloat16)[1]
+    slots = random_slots(70)
+    rows = fast.rows(torch.from_numpy(ngrams.pack(*slots.numpy().T))).float()
+    expected = exact.outputs(slots)
+    assert (rows - expected).norm() < 0.02 * expected.norm()
+    assert (rows - expected).abs().max() < 0.1  # eight units of bfloat16 at 4
+
+
+@pytest.mark.parametrize("form", list(Form))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num", [1, 2, TILE - 1, TILE, TILE + 1, 3 * TILE + 5])
-def test_a_row_has_the_same_bits_in_any_company(make: Make, dtype: torch.dtype, num: int) -> None:
-    _, local = make(Form.CENTRE, dtype)
-    keys = torch.from_numpy(ngrams.pack(*random_slots(4 * TILE).numpy().T))
-    among_all = local.rows(keys)
+@pytest.mark.parametrize("num", [1, 2, 31, 32, 65, LARGEST_TILE - 1, LARGEST_TILE + 33, 450])
+def test_a_row_has_the_same_bits_in_any_company(
+    make: Make, form: Form, dtype: torch.dtype, num: int
+) -> None:
+    _, local = make(form, dtype)
+    keys = torch.from_numpy(ngrams.pack(*random_slots(500).numpy().T))
+    in_small_tiles = torch.cat([local.rows(some) for some in torch.split(keys, 20)])
     chosen = torch.randperm(len(keys), generator=torch.Generator().manual_seed(num))[:num]
-    assert torch.equal(local.rows(keys[chosen]), among_all[chosen])
+    assert torch.equal(local.rows(keys[chosen]), in_small_tiles[chosen])
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_other_devices_take_the_simple_way_in_tiles_of_one_size(
+    make: Make, form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, local = make(form)
+    keys = torch.from_numpy(ngrams.pack(*random_slots(2 * TILE + 3).numpy().T))
+    fast = local.rows(keys)
+    sizes = []
+
+    def outputs(slots: Tensor) -> Tensor:
+        sizes.append(len(slots))
+        return LocalEncoder.outputs(local, slots)
+
+    monkeypatch.setattr(local, "_is_on_cpu", False)
+    monkeypatch.setattr(local, "_compute", outputs)
+    assert (local.rows(keys).float() - fast.float()).abs().max() < 4e-3
+    assert sizes == [TILE] * 3
 
 
 def test_no_keys_have_no_rows(make: Make) -> None:

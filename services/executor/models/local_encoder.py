@@ -10,8 +10,9 @@ an absent slot is neither attended to nor put out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from services.common.base_config import BaseConfig
 from services.common.local_encoder_format import Form
 from services.executor.models.encoder import ACTIVATIONS, Encoder
+from services.executor.models.local_layers import STEP, LocalLayers
 from services.executor.models.segments import Segments
 from services.executor.models.weights import Embeddings, Layer, Linear, Norm
 
@@ -28,9 +30,8 @@ LEFT, CENTRE, RIGHT = range(3)
 _SLOT_BITS = 21
 _SLOT_MASK = (1 << _SLOT_BITS) - 1
 
-# Matrix products take other kernels, and round otherwise, at other numbers of rows. Rows are
-# computed this many at a time, always, so that an n-gram's row never depends on its company.
-TILE = 64
+TILE = 64  # n-grams computed at a time on a device
+LARGEST_TILE = 192  # and at most on a CPU: weights are read once for all, caches hold the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class LocalEncoder:
         self.hidden_size = config.hidden_size
         self.dtype = embeddings.words.dtype
         self.device = embeddings.words.device
+        self._is_on_cpu = self.device.type == "cpu"
         self._embeddings = embeddings
         self._activation = ACTIVATIONS[config.activation]
 
@@ -122,14 +124,42 @@ class LocalEncoder:
         rows = torch.empty(
             len(slots), self.num_slots, self.hidden_size, dtype=torch.float16, device=self.device
         )
-        for start in range(0, len(slots), TILE):
-            tile = slots[start : start + TILE]
-            filled = F.pad(tile, (0, 0, 0, TILE - len(tile)), value=1)
-            rows[start : start + TILE] = self.outputs(filled)[: len(tile)]
+        start = 0
+        while start < len(slots):
+            size = self._tile_size(len(slots) - start)
+            tile = slots[start : start + size]
+            filled = F.pad(tile, (0, 0, 0, size - len(tile)), value=1)
+            rows[start : start + size] = self._compute(filled)[: len(tile)]
+            start += size
         return rows
 
+    def _tile_size(self, num_left: int) -> int:
+        """N-grams to compute next. Elsewhere than on a CPU always as many: products of another
+        number of rows may take other kernels, which round otherwise."""
+        if not self._is_on_cpu:
+            return TILE
+        return min(-(-num_left // STEP) * STEP, LARGEST_TILE)
+
+    @cached_property
+    def _compute(self) -> Callable[[Tensor], Tensor]:
+        """What `rows` computes with; made when it is first asked, so not in training."""
+        if not self._is_on_cpu:
+            return self.outputs
+        layers = LocalLayers(
+            self.config,
+            self._embeddings,
+            self.weights.layers,
+            self.weights.gate,
+            self._activation,
+            is_centre=self.form is Form.CENTRE,
+        )
+        return layers.outputs
+
     def outputs(self, slots: Tensor) -> Tensor:
-        """int64 `[n, 3]` n-grams to gated outputs `[n, num_slots, hidden]`, all at once."""
+        """int64 `[n, 3]` n-grams to gated outputs `[n, num_slots, hidden]`, all at once.
+
+        The simple way, with gradients; `rows` takes `LocalLayers` where that is faster.
+        """
         is_present = slots > 0
         x = self._embed(slots)
         for layer in self.weights.layers[:-1]:

@@ -1,0 +1,110 @@
+"""Linear maps on a CPU, whose rows have the same bits in whatever company; weights laid out once.
+
+Knows one product; does not know layers, nor what its rows mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from services.executor.models.weights import Linear
+
+# Kernels for other numbers of rows may sum in another order, and so round otherwise. Products of
+# RULE rows are the rule; a product of another number is made at once only if it sums as they do.
+RULE = 64
+_PIECE = 192  # rows to try next where so many sum otherwise; more of them gain little
+
+
+class Kind(NamedTuple):
+    """What decides, beside the number of rows and of threads, which kernel makes a product."""
+
+    outputs: int
+    inputs: int
+    dtype: torch.dtype
+    is_packed: bool
+
+
+class Product:
+    """A linear map of `[rows, inputs]` on a CPU. For inference; may be called from any thread."""
+
+    def __init__(self, linear: Linear) -> None:
+        weight = linear.weight
+        outputs, inputs = weight.shape
+        self._kind = Kind(outputs, inputs, weight.dtype, _gains_by_packing(weight))
+        self._multiply = _multiplier(linear) if self._kind.is_packed else linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[rows, outputs]`; a row of it depends on the same row of `x` alone, to the bit."""
+        pieces = _pieces(self._kind, len(x), torch.get_num_threads())
+        if len(pieces) == 1 and pieces[0] == len(x):
+            return self._multiply(x)
+        filled = F.pad(x, (0, 0, 0, sum(pieces) - len(x)))
+        parts = [self._multiply(part) for part in torch.split(filled, pieces)]
+        return torch.cat(parts)[: len(x)]
+
+
+def _gains_by_packing(weight: Tensor) -> bool:
+    """In bfloat16 oneDNN lays weights out anew in each call unless they are packed, which takes as
+    long as multiplying a few hundred rows; in float32 nothing is gained, nor by few outputs."""
+    return bool(
+        weight.dtype == torch.bfloat16
+        and len(weight) >= RULE
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _multiplier(linear: Linear) -> Callable[[Tensor], Tensor]:
+    mkldnn: Any = torch.ops.mkldnn
+    laid_out = mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), _PIECE)
+    bias = linear.bias.detach()
+
+    def multiply(x: Tensor) -> Tensor:
+        y: Tensor = mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
+        return y
+
+    return multiply
+
+
+@cache
+def _pieces(kind: Kind, num_rows: int, num_threads: int) -> list[int]:
+    """How many rows to multiply at a time; together at least `num_rows`."""
+    if sums_alike(kind, num_rows, num_threads):
+        return [num_rows]
+    if num_rows > _PIECE and sums_alike(kind, _PIECE, num_threads):
+        return [_PIECE, *_pieces(kind, num_rows - _PIECE, num_threads)]
+    return [RULE] * -(-num_rows // RULE)
+
+
+@cache
+def sums_alike(kind: Kind, num_rows: int, num_threads: int) -> bool:
+    """Whether so many rows at once are summed in the order of `RULE` rows.
+
+    The order depends on shapes, not on values. The test's sums all cancel: what is left of each is
+    its rounding errors alone, which hardly ever agree in another order.
+
+    Args:
+        num_threads: Of the calling thread, as it is now; part of the cached question.
+    """
+    if num_rows == RULE:
+        return True
+    generator = torch.Generator().manual_seed(num_rows)
+    half = kind.inputs // 2
+    order = torch.randperm(kind.inputs, generator=generator)
+
+    def twice(rows: int, sign: int) -> Tensor:
+        values = torch.randn(rows, half, generator=generator).to(kind.dtype)
+        odd = values.new_zeros(rows, kind.inputs - 2 * half)
+        return torch.cat([values, sign * values, odd], dim=1)[:, order].contiguous()
+
+    linear = Linear(twice(kind.outputs, 1), torch.zeros(kind.outputs, dtype=kind.dtype))
+    multiply = _multiplier(linear) if kind.is_packed else linear
+    x = twice(-(-num_rows // RULE) * RULE, -1)
+    by_rule = torch.cat([multiply(part) for part in torch.split(x, RULE)])[:num_rows]
+    return torch.equal(multiply(x[:num_rows]), by_rule)
