@@ -21,7 +21,7 @@ from services.gateway import metrics
 from services.gateway.answers import prediction
 from services.gateway.config import GatewaySettings
 from services.gateway.domain import Base, Encoded, Item, Reply, Text, Version
-from services.gateway.limits import Limits
+from services.gateway.limits import Charge, Limits
 from services.gateway.mirror import Mirror
 from services.gateway.router import Router
 from services.gateway.tokenization import Tokenization, check_lengths, check_texts
@@ -48,12 +48,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class _Admitted:
-    """A question whose tenant, version and base are known."""
+    """A question whose tenant, version and base are known, and what its tokens are charged to."""
 
     question: Question
     tenant: resources_pb2.Tenant
     version: Version
     base: Base
+    charge: Charge
     started: float
     deadline: float
 
@@ -129,8 +130,8 @@ class Predictor:
         wanted_s = question.timeout_s
         timeout_s = settings.default_deadline_s if wanted_s is None else wanted_s
         deadline = self._loop.time() + min(timeout_s, settings.max_deadline_s)
-        await self._limits.admit_request(tenant)
-        return _Admitted(question, tenant, version, base, started, deadline)
+        charge = await self._limits.admit_request(tenant, base.max_tokens)
+        return _Admitted(question, tenant, version, base, charge, started, deadline)
 
     def _check_answer_size(self, question: Question, version: Version) -> None:
         """Tags come as spans, of which a text has few; every other label has a score a text."""
@@ -174,11 +175,11 @@ class Predictor:
                     with_offsets=admitted.with_offsets,
                 )
             check_lengths(texts, encoded, admitted.base.max_tokens)
+            await admitted.charge.take(sum(len(tokens.ids) for tokens in encoded))
             self._check_room(admitted.tenant, len(texts))
         except HmiError:
             self._count_refused(admitted.question.tenant, len(texts))
             raise
-        self._limits.charge_tokens(admitted.tenant, sum(len(tokens.ids) for tokens in encoded))
         reply = Reply(len(texts))
         items = self._items(admitted, encoded, reply)
         self._router.submit(items)

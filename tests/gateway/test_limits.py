@@ -19,7 +19,7 @@ from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.errors import ResourceExhausted, Unavailable
 from services.gateway import quota_leases
 from services.gateway.config import GatewaySettings
-from services.gateway.limits import Limits
+from services.gateway.limits import Charge, Limits
 from services.gateway.quota_leases import QuotaLeases
 from services.knowledge_store.quotas import Quotas
 
@@ -74,9 +74,15 @@ def tenant(**quota: float) -> resources_pb2.Tenant:
     return resources_pb2.Tenant(name="acme", quota=resources_pb2.Quota(**quota))  # type: ignore[arg-type]
 
 
+async def use(held: Limits, acme: resources_pb2.Tenant, num_tokens: int, longest: int = 1) -> None:
+    """A request of so many tokens."""
+    charge = await held.admit_request(acme, longest)
+    await charge.take(num_tokens)
+
+
 async def refused(held: Limits, acme: resources_pb2.Tenant) -> ResourceExhausted:
     with pytest.raises(ResourceExhausted) as caught:
-        await held.admit_request(acme)
+        await held.admit_request(acme, 1)
     return caught.value
 
 
@@ -85,7 +91,7 @@ async def num_admitted(held: Limits, acme: resources_pb2.Tenant, num_asked: int)
     num = 0
     for _ in range(num_asked):
         try:
-            await held.admit_request(acme)
+            await held.admit_request(acme, 1)
         except ResourceExhausted:
             continue
         num += 1
@@ -102,7 +108,7 @@ async def test_a_request_rate_is_held_and_says_when_to_retry(world: World) -> No
     held = await world.gateway()
     acme = tenant(requests_per_second=10)
     for _ in range(20):  # two seconds' burst
-        await held.admit_request(acme)
+        await held.admit_request(acme, 1)
     error = await refused(held, acme)
     kinds = [type(detail) for detail in error.details()]
     assert error_details_pb2.RetryInfo in kinds
@@ -110,19 +116,67 @@ async def test_a_request_rate_is_held_and_says_when_to_retry(world: World) -> No
     assert error.subject == "tenant:acme/requests_per_second"
     assert error.retry_after_s == pytest.approx(0.1)
     world.clock.now += error.retry_after_s + 1e-9
-    await held.admit_request(acme)
+    await held.admit_request(acme, 1)
 
 
 async def test_a_large_request_is_served_and_then_paid_off(world: World) -> None:
     held = await world.gateway()
     acme = tenant(tokens_per_second=100)
-    await held.admit_request(acme)
-    held.charge_tokens(acme, 1200)  # 200 were there
+    await use(held, acme, 150)
+    await use(held, acme, 200)  # 50 were left
     await settled()
     error = await refused(held, acme)
-    assert error.retry_after_s == pytest.approx(10.01)
-    world.clock.now += 10.02
-    await held.admit_request(acme)
+    assert error.retry_after_s == pytest.approx(1.51)
+    world.clock.now += 1.52
+    await held.admit_request(acme, 1)
+
+
+async def test_a_request_of_more_than_the_burst_is_refused_by_name_and_leaves_no_debt(
+    world: World,
+) -> None:
+    held = await world.gateway()
+    acme = tenant(tokens_per_second=100)
+    with pytest.raises(ResourceExhausted) as caught:
+        await use(held, acme, 201)
+    assert caught.value.reason == "REQUEST_TOO_LARGE"
+    assert caught.value.subject == "tenant:acme/tokens_per_second"
+    assert caught.value.retry_after_s is None
+    assert "200" in caught.value.message
+    await use(held, acme, 200)
+
+
+async def test_a_request_in_pieces_is_bounded_as_one(world: World) -> None:
+    held = await world.gateway()
+    acme = tenant(tokens_per_second=100)
+    charge = await held.admit_request(acme, 1)
+    for _ in range(4):
+        await charge.take(50)
+    with pytest.raises(ResourceExhausted):
+        await charge.take(50)
+    await settled()
+    assert ((await refused(held, acme)).retry_after_s or 0) <= 0.1
+
+
+async def test_one_input_can_be_sent_whatever_the_quota_is(world: World) -> None:
+    held = await world.gateway()
+    acme = tenant(tokens_per_second=1)
+    await use(held, acme, 512, longest=512)
+    with pytest.raises(ResourceExhausted):
+        await use(held, acme, 513, longest=512)
+
+
+async def test_requests_admitted_together_do_not_pile_up_debts(world: World) -> None:
+    """Each is admitted before any is tokenized; only one is charged beyond what there is."""
+    held = await world.gateway()
+    acme = tenant(tokens_per_second=100)
+    charges = [await held.admit_request(acme, 1) for _ in range(50)]
+    await charges[0].take(150)
+    await charges[1].take(200)
+    for charge in charges[2:]:
+        with pytest.raises(ResourceExhausted) as caught:
+            await charge.take(200)
+        assert caught.value.reason == "QUOTA_EXCEEDED"
+    assert (await refused(held, acme)).retry_after_s == pytest.approx(1.51)
 
 
 async def test_one_of_many_gateways_gives_a_tenant_its_whole_quota(world: World) -> None:
@@ -177,21 +231,21 @@ async def test_a_budget_of_little_burst_gives_its_whole_rate(world: World) -> No
 async def test_a_debt_at_one_gateway_is_paid_at_all(world: World) -> None:
     one, two = [await world.gateway(num_gateways=2) for _ in range(2)]
     acme = tenant(tokens_per_second=100)
-    await one.admit_request(acme)
-    one.charge_tokens(acme, 1200)
+    await use(one, acme, 150)
+    await use(one, acme, 200)
     await settled()
-    assert (await refused(two, acme)).retry_after_s == pytest.approx(10.01)
+    assert (await refused(two, acme)).retry_after_s == pytest.approx(1.51)
 
 
 async def test_a_lease_is_used_and_renewed_without_waiting_for_the_store(world: World) -> None:
     held = await world.gateway()
     acme = tenant(requests_per_second=1_000)
-    await held.admit_request(acme)
+    await held.admit_request(acme, 1)
     await settled()
     for _ in range(20):
         num_calls = world.store.num_calls
         for _ in range(60):  # more than half a slice
-            admission = held.admit_request(acme)
+            admission = held.admit_request(acme, 1)
             with pytest.raises(StopIteration):  # it never waits
                 admission.send(None)
         assert world.store.num_calls == num_calls
@@ -226,7 +280,7 @@ async def test_what_is_not_used_goes_back(world: World, monkeypatch: pytest.Monk
 async def test_while_the_store_is_away_each_gateway_gives_its_share(world: World) -> None:
     one, two = [await world.gateway(num_gateways=2) for _ in range(2)]
     acme = tenant(requests_per_second=10)
-    await one.admit_request(acme)
+    await one.admit_request(acme, 1)
     world.store.is_up = False
     assert await num_admitted(one, acme, 100) == 9  # half of the burst, one of which is used
     assert await num_admitted(two, acme, 100) == 10
@@ -239,16 +293,16 @@ async def test_nobody_waits_for_a_store_that_is_away(world: World) -> None:
     held = await world.gateway()
     acme = tenant(requests_per_second=1_000)
     world.store.is_up = False
-    await held.admit_request(acme)
+    await held.admit_request(acme, 1)
     num_calls = world.store.num_calls
     for _ in range(100):
-        admission = held.admit_request(acme)
+        admission = held.admit_request(acme, 1)
         with pytest.raises(StopIteration):
             admission.send(None)
     await settled()
     assert world.store.num_calls == num_calls
     world.clock.now += 1.0
-    await held.admit_request(acme)  # asks in the background
+    await held.admit_request(acme, 1)  # asks in the background
     await settled()
     assert world.store.num_calls == num_calls + 1
 
@@ -267,33 +321,28 @@ async def test_a_store_that_is_back_is_leased_from_again_and_told_of_debts(world
     held = await world.gateway(num_gateways=2)
     acme = tenant(tokens_per_second=100)
     world.store.is_up = False
-    await held.admit_request(acme)
-    held.charge_tokens(acme, 600)  # the share's burst is 100
-    world.clock.now += 5.0  # and 50 a second come
+    await use(held, acme, 200)  # the share's burst is 100, and 50 a second come
+    world.clock.now += 2.02
     await settled()
     world.store.is_up = True
-    world.clock.now += 5.1
-    await held.admit_request(acme)
-    held.charge_tokens(acme, 1_005)
+    await use(held, acme, 200)
     await settled()
-    # The share owes 1,000, and its burst of 100 twice: what the store's 200 may not know of.
-    assert (await refused(held, acme)).retry_after_s == pytest.approx(10.01)
+    # The share owes 199, and its burst of 100 twice: what the store's 200 may not know of.
+    assert (await refused(held, acme)).retry_after_s == pytest.approx(2.0)
 
 
 async def test_a_debt_paid_off_while_the_store_was_away_is_not_settled_again(world: World) -> None:
     held = await world.gateway(num_gateways=2)
     acme = tenant(tokens_per_second=100)
     world.store.is_up = False
-    await held.admit_request(acme)
-    held.charge_tokens(acme, 600)  # the share's burst is 100, and 50 a second come
+    await use(held, acme, 200)  # the share's burst is 100, and 50 a second come
     await settled()
-    world.clock.now += 10.1
+    world.clock.now += 4.1
     world.store.is_up = True
     other = resources_pb2.Tenant(name="other", quota=acme.quota)
-    await held.admit_request(other)
-    held.charge_tokens(other, 1)  # asks in the background
+    await use(held, other, 1)  # asks in the background
     await settled()
-    await held.admit_request(acme)
+    await held.admit_request(acme, 1)
 
 
 def contact(seed: int) -> Iterator[bool]:
@@ -350,17 +399,17 @@ async def test_concurrent_requests_share_an_answer_of_the_store(world: World) ->
     held = await world.gateway()
     acme = tenant(requests_per_second=10)
     results = await asyncio.gather(
-        *(held.admit_request(acme) for _ in range(50)), return_exceptions=True
+        *(held.admit_request(acme, 1) for _ in range(50)), return_exceptions=True
     )
-    assert sum(result is None for result in results) == 20
-    assert all(result is None or isinstance(result, ResourceExhausted) for result in results)
+    assert sum(isinstance(result, Charge) for result in results) == 20
+    assert sum(isinstance(result, ResourceExhausted) for result in results) == 30
     assert world.store.num_calls <= 3
 
 
 async def test_a_request_that_is_given_up_takes_nothing(world: World) -> None:
     held = await world.gateway()
     acme = tenant(requests_per_second=1)
-    admission = asyncio.create_task(held.admit_request(acme))
+    admission = asyncio.create_task(held.admit_request(acme, 1))
     await asyncio.sleep(0)
     admission.cancel()
     await asyncio.gather(admission, return_exceptions=True)

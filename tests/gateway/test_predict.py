@@ -287,6 +287,28 @@ async def test_a_deadline_ends_a_waiting_call(served: Served) -> None:
     await until(lambda: len(executor.cancels) == 1)
 
 
+async def test_a_request_of_more_tokens_than_its_quota_holds_is_refused_and_owes_little(
+    stack: Stack,
+) -> None:
+    tenant = unique("acme")
+    await stack.add_tenant(tenant, tokens_per_second=500)
+    await stack.add_model(tenant, "topic")
+    await stack.executor()
+    metadata = stack.metadata(tenant)
+    texts = ["the cat sat on the mat"] * 1_000  # of eight tokens, in pieces of 256
+    error = await expect(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        stack.inference.Predict(request("topic", *texts), metadata=metadata),
+    )
+    failure = from_rpc_error(error)
+    assert isinstance(failure, ResourceExhausted)
+    assert failure.reason == "REQUEST_TOO_LARGE"
+    assert failure.subject == f"tenant:{tenant}/tokens_per_second"
+    assert failure.retry_after_s is None
+    answer = await stack.inference.Predict(request("topic", *texts[:100]), metadata=metadata)
+    assert len(answer.predictions) == 100
+
+
 async def test_quotas_and_full_queues_say_when_to_retry(stack: Stack) -> None:
     tenant = unique("small")
     await stack.add_tenant(tenant, requests_per_second=0.5, max_queued_items=1)

@@ -70,7 +70,8 @@ class InferenceServiceServicer:
 
         Errors: INVALID_ARGUMENT (no input, too many of them, an empty or over-long text, a pair where the model takes
         none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
-        tenant's queue is full, with RetryInfo and QuotaFailure; or an input exceeds what an executor takes),
+        tenant's queue is full, with RetryInfo and QuotaFailure; the request has more tokens than its quota ever admits at
+        once, with QuotaFailure alone; or an input exceeds what an executor takes),
         FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -40,7 +40,8 @@ class InferenceServiceStub:
 
     Errors: INVALID_ARGUMENT (no input, too many of them, an empty or over-long text, a pair where the model takes
     none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
-    tenant's queue is full, with RetryInfo and QuotaFailure; or an input exceeds what an executor takes),
+    tenant's queue is full, with RetryInfo and QuotaFailure; the request has more tokens than its quota ever admits at
+    once, with QuotaFailure alone; or an input exceeds what an executor takes),
     FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
     """
     StreamPredict: grpc.StreamStreamMultiCallable[hmi.inference.v1.inference_pb2.StreamPredictRequest, hmi.inference.v1.inference_pb2.StreamPredictResponse]
@@ -68,7 +69,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     Errors: INVALID_ARGUMENT (no input, too many of them, an empty or over-long text, a pair where the model takes
     none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
-    tenant's queue is full, with RetryInfo and QuotaFailure; or an input exceeds what an executor takes),
+    tenant's queue is full, with RetryInfo and QuotaFailure; the request has more tokens than its quota ever admits at
+    once, with QuotaFailure alone; or an input exceeds what an executor takes),
     FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
     """
     StreamPredict: grpc.aio.StreamStreamMultiCallable[hmi.inference.v1.inference_pb2.StreamPredictRequest, hmi.inference.v1.inference_pb2.StreamPredictResponse]  # type: ignore[assignment]
@@ -99,7 +101,8 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
 
         Errors: INVALID_ARGUMENT (no input, too many of them, an empty or over-long text, a pair where the model takes
         none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
-        tenant's queue is full, with RetryInfo and QuotaFailure; or an input exceeds what an executor takes),
+        tenant's queue is full, with RetryInfo and QuotaFailure; the request has more tokens than its quota ever admits at
+        once, with QuotaFailure alone; or an input exceeds what an executor takes),
         FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
         """
 
