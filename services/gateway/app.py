@@ -40,6 +40,7 @@ from services.gateway.servicers.inference import InferenceServicer
 from services.gateway.servicers.models import ModelServicer
 from services.gateway.servicers.oip import OpenInferenceServicer
 from services.gateway.servicers.tenants import TenantServicer
+from services.gateway.streams import Pace
 from services.gateway.tokenization import Tokenization
 from services.gateway.uploads import VersionUploads
 from services.gateway.usage import Usage
@@ -79,6 +80,7 @@ def _adders(parts: _Parts) -> Adders:
     auth = Authenticator(mirror, settings.max_staleness_s)
     admission = Admission(parts.cache, settings.max_upload_bytes)
     memory = ByteBudget(settings.upload_memory_bytes)
+    pace = Pace(settings.upload_idle_s, settings.upload_min_bytes_per_s)
     arrivals = Arrivals(knowledge, mirror)
     uploads = VersionUploads(
         knowledge, mirror, admission, arrivals, settings.max_upload_bytes, memory
@@ -91,8 +93,8 @@ def _adders(parts: _Parts) -> Adders:
     )
     inference = InferenceServicer(auth, parts.predictor, settings.stream_window)
     tenants = TenantServicer(auth, knowledge, mirror, parts.usage, parts.router)
-    models = ModelServicer(auth, knowledge, mirror, bases, uploads, settings.upload_idle_s)
-    domains = DomainServicer(auth, knowledge, mirror, nodes, settings.upload_idle_s)
+    models = ModelServicer(auth, knowledge, mirror, bases, uploads, pace)
+    domains = DomainServicer(auth, knowledge, mirror, nodes, pace)
     oip = OpenInferenceServicer(auth, mirror, parts.router, parts.predictor)
     return {
         "hmi.inference.v1.InferenceService": partial(

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hmi.knowledge.v1 import knowledge_pb2 as pb
-from services.common.errors import DataLoss, FailedPrecondition, HmiError, InvalidArgument
+from services.common.errors import (
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    HmiError,
+    InvalidArgument,
+)
 from services.common.ids import check_sha256
 from services.common.knowledge import Blobs
 from services.gateway.budget import Holding
@@ -74,6 +80,7 @@ class Arrivals:
             InvalidArgument: More bytes come than were announced.
             FailedPrecondition: The offset is not what the store holds.
             DataLoss: They end early; what came is kept.
+            DeadlineExceeded: They come too slowly; what came is kept.
         """
         if blob.offset:
             return await self._resumed(blob, chunks, held)
@@ -92,6 +99,9 @@ class Arrivals:
         except asyncio.CancelledError:
             self._kept(blob, bytes(data), held.hand_over())
             raise
+        except DeadlineExceeded as error:
+            await asyncio.shield(self._kept(blob, bytes(data), held.hand_over()))
+            raise _resumable(error) from None
         if not is_whole:
             # Requests end before the call does when a caller goes away.
             await asyncio.shield(self._kept(blob, bytes(data), held.hand_over()))
@@ -106,7 +116,10 @@ class Arrivals:
                 reason="WRONG_OFFSET",
             )
         if blob.offset < blob.size_bytes:
-            await self._write(blob, blob.offset, chunks)
+            try:
+                await self._write(blob, blob.offset, chunks)
+            except DeadlineExceeded as error:
+                raise _resumable(error) from None
         await held.grow(blob.size_bytes)
         return await self._blobs.read(blob.sha256)
 
@@ -143,6 +156,13 @@ class Arrivals:
             return  # as it must be: the store has taken what there was
         except HmiError as error:
             logger.info("a broken upload begins again", extra={"error": error.message})
+
+
+def _resumable(error: DeadlineExceeded) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"{error.message}: what came is kept, resume it from where GetUpload says",
+        reason=error.reason,
+    )
 
 
 def _truncated(num_bytes: int, size_bytes: int) -> DataLoss:

@@ -15,6 +15,7 @@ from hmi.admin.v1 import model_pb2, resources_pb2
 from services.common.errors import DataLoss, DeadlineExceeded, HmiError, InvalidArgument
 from services.gateway.budget import ByteBudget, Holding
 from services.gateway.domain import Base
+from services.gateway.streams import Pace, Progress
 from services.gateway.uploads import CallerCheck, Checked, VersionUploads
 
 GROUP_VERSIONS = 128
@@ -65,16 +66,17 @@ class BulkUpload:
 
     Args:
         check_caller: Asked at each header and before each commit.
-        idle_s: How long a begun upload may wait for its next bytes, and an answer to be taken.
+        pace: How fast a begun upload must come, and how long an answer may wait to be taken.
     """
 
     def __init__(
-        self, uploads: VersionUploads, tenant: str, check_caller: CallerCheck, idle_s: float
+        self, uploads: VersionUploads, tenant: str, check_caller: CallerCheck, pace: Pace
     ) -> None:
         self._uploads = uploads
         self._tenant = tenant
         self._check_caller = check_caller
-        self._idle_s = idle_s
+        self._idle_s = pace.window_s
+        self._progress = Progress(pace)
         self._arrived: asyncio.Queue[_Arriving | None] = asyncio.Queue(GROUP_VERSIONS)
         self._latest: _Arriving | None = None
         self._held: set[_Arriving] = set()
@@ -144,8 +146,10 @@ class BulkUpload:
             if part.HasField("header"):
                 await self._hand_over_unfinished()
                 self._latest = await self._begin(position, part.header)
+                self._progress.restart()
                 position += 1
             elif self._latest is not None:
+                self._progress.add(len(part.chunk))
                 await self._latest.add(part.chunk)
             elif position == 0:
                 raise InvalidArgument("part", "the first message must be a header")
@@ -160,11 +164,15 @@ class BulkUpload:
         self, parts: AsyncIterator[model_pb2.UploadVersionsRequest]
     ) -> model_pb2.UploadVersionsRequest | None:
         """The next message; between two uploads the sender may take its time."""
+        if self._latest is None:
+            return await anext(parts, None)
         try:
-            async with asyncio.timeout(self._idle_s if self._latest else None):
-                return await anext(parts, None)
-        except TimeoutError:
-            raise DeadlineExceeded(f"nothing came for {self._idle_s} s", reason="IDLE") from None
+            return await self._progress.next(parts)
+        except DeadlineExceeded as error:
+            named = f"upload {self._latest.position}, {self._latest.header.sha256}"
+            raise DeadlineExceeded(
+                f"{named}: {error.message}: send it and what follows again", reason=error.reason
+            ) from None
 
     async def _begin(self, position: int, header: model_pb2.UploadHeader) -> _Arriving:
         self._check_caller()

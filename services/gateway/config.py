@@ -105,5 +105,13 @@ class GatewaySettings(ServiceSettings):
         description="What uploads together hold in memory; further ones wait.",
     )
     upload_idle_s: float = Field(
-        30.0, gt=0, description="An upload from which nothing comes for so long is ended."
+        30.0, gt=0, description="An upload from which too little comes for so long is ended."
+    )
+    upload_min_bytes_per_s: float = Field(
+        65_536.0,
+        ge=0,
+        description=(
+            "Rate below which too little comes of an upload, as a mean of the time above in which "
+            "it is waited for. What came is kept, and the upload can be resumed. 0 is any byte."
+        ),
     )

@@ -1,4 +1,4 @@
-"""Streams: independent items answered as they finish, and messages that must keep coming.
+"""Streams: independent items answered as they finish, and bytes that must keep coming.
 
 Knows item ids and how many may be in work at a time; does not know what an item is. A full window
 stops reading, so that the caller is held back by flow control.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from services.common.errors import DeadlineExceeded, InvalidArgument
@@ -15,21 +16,62 @@ from services.common.errors import DeadlineExceeded, InvalidArgument
 M = TypeVar("M")
 
 
-async def kept_alive(messages: AsyncIterator[M], idle_s: float) -> AsyncIterator[M]:
-    """The messages, as long as one comes every `idle_s` seconds.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast bytes must come: what a stream holds meanwhile is wanted by others.
 
-    Raises:
-        DeadlineExceeded: None came: what the stream holds is wanted by others.
+    Attributes:
+        window_s: A stream may be waited for so long in which it brings less than the rate says.
+        min_bytes_per_s: The rate; 0 asks for any byte.
     """
-    while True:
+
+    window_s: float
+    min_bytes_per_s: float
+
+    @property
+    def min_bytes(self) -> int:
+        """Bytes that must come in a window."""
+        return max(1, int(self.window_s * self.min_bytes_per_s))
+
+
+class Progress:
+    """What came of one stream since a window began, and how long it was waited for: only that
+    counts, not how long the bytes took to be put away."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._waited_s = 0.0
+        self._num_bytes = 0
+
+    def restart(self) -> None:
+        """Begin a window."""
+        self._waited_s, self._num_bytes = 0.0, 0
+
+    def add(self, num_bytes: int) -> None:
+        """Bytes came; a new window begins once they are enough."""
+        self._num_bytes += num_bytes
+        if self._num_bytes >= self._pace.min_bytes:
+            self.restart()
+
+    async def next(self, messages: AsyncIterator[M]) -> M | None:
+        """The next message; None at the end.
+
+        Raises:
+            DeadlineExceeded: Too few bytes came in the window.
+        """
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         try:
-            async with asyncio.timeout(idle_s):
-                message = await anext(messages, None)
+            async with asyncio.timeout(max(0.0, self._pace.window_s - self._waited_s)):
+                return await anext(messages, None)
         except TimeoutError:
-            raise DeadlineExceeded(f"nothing came for {idle_s} s", reason="IDLE") from None
-        if message is None:
-            return
-        yield message
+            raise DeadlineExceeded(
+                f"{self._num_bytes} bytes came in {self._pace.window_s} s, and "
+                f"{self._pace.min_bytes} at least must",
+                reason="UPLOAD_TOO_SLOW",
+            ) from None
+        finally:
+            self._waited_s += loop.time() - began
 
 
 class HasItemId(Protocol):

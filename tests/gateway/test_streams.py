@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from services.common.errors import DeadlineExceeded, InvalidArgument
 from services.gateway.budget import ByteBudget, Holding
 from services.gateway.paging import page
-from services.gateway.streams import ItemStream, kept_alive
+from services.gateway.streams import ItemStream, Pace, Progress
 
 
 @dataclass
@@ -61,15 +61,37 @@ async def test_leaving_a_stream_cancels_what_is_in_work() -> None:
     assert sorted(cancelled) == [1, 2, 3, 4]
 
 
-async def test_an_upload_that_stops_coming_is_ended() -> None:
-    async def stuck() -> AsyncIterator[Message]:
-        yield Message(0)
-        await asyncio.Event().wait()
+async def pieces(sizes: list[int], pause_s: float) -> AsyncIterator[bytes]:
+    for size in sizes:
+        await asyncio.sleep(pause_s)
+        yield b"x" * size
 
-    alive = kept_alive(stuck(), idle_s=0.02)
-    assert (await anext(alive)).item_id == 0
-    with pytest.raises(DeadlineExceeded):
-        await anext(alive)
+
+async def num_taken(progress: Progress, chunks: AsyncIterator[bytes], work_s: float = 0.0) -> int:
+    num_bytes = 0
+    while (chunk := await progress.next(chunks)) is not None:
+        await asyncio.sleep(work_s)
+        progress.add(len(chunk))
+        num_bytes += len(chunk)
+    return num_bytes
+
+
+async def test_an_upload_that_stops_coming_or_drips_is_ended() -> None:
+    for sizes, pause_s in (([10], 10.0), ([1] * 100, 0.02)):
+        progress = Progress(Pace(window_s=0.1, min_bytes_per_s=1_000))
+        with pytest.raises(DeadlineExceeded) as caught:
+            await num_taken(progress, pieces(sizes, pause_s))
+        assert caught.value.reason == "UPLOAD_TOO_SLOW"
+
+
+async def test_an_upload_that_keeps_its_pace_may_take_its_time() -> None:
+    progress = Progress(Pace(window_s=0.2, min_bytes_per_s=1_000))
+    assert await num_taken(progress, pieces([60] * 30, 0.02)) == 1_800  # three windows
+
+
+async def test_time_in_which_bytes_are_put_away_is_not_the_senders() -> None:
+    progress = Progress(Pace(window_s=0.1, min_bytes_per_s=1_000))
+    assert await num_taken(progress, pieces([1] * 10, 0.0), work_s=0.05) == 10
 
 
 async def _waits(task: asyncio.Task[None]) -> bool:

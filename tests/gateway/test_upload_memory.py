@@ -15,10 +15,11 @@ import pytest
 from hmi.admin.v1 import model_pb2 as pb
 from hmi.admin.v1 import resources_pb2
 from hmi.admin.v1.model_pb2_grpc import ModelServiceStub
-from services.common.errors import DeadlineExceeded
+from services.common.errors import DeadlineExceeded, from_rpc_error
 from services.gateway import bulk
 from services.gateway.budget import ByteBudget, Holding
 from services.gateway.bulk import BulkUpload
+from services.gateway.streams import Pace
 from services.gateway.uploads import Checked
 from tests.gateway.blobs import lora_blob, sha256
 from tests.gateway.conftest import Stack, Store, open_stack, unique, until
@@ -80,6 +81,68 @@ async def test_idle_bulk_uploads_block_nobody_and_are_ended(stack: Stack, tenant
         await expect(grpc.StatusCode.DEADLINE_EXCEEDED, call.read())
 
 
+async def drip(call: Any, request: Any, num_bytes: int) -> None:
+    """A byte every third of what an upload may wait for one, until the call ends."""
+    for _ in range(num_bytes):
+        if call.done():
+            return
+        await call.write(request(chunk=b"x"))
+        await asyncio.sleep(IDLE_S / 3)
+
+
+async def test_an_upload_that_drips_is_ended_and_resumed_from_what_came(
+    stack: Stack, tenant: str
+) -> None:
+    models: Any = ModelServiceStub(stack.channel)
+    blob = lora_blob(403)
+    half = len(blob) // 2
+    call = models.UploadVersion(metadata=stack.metadata(tenant))
+    await call.write(pb.UploadVersionRequest(header=header(blob)))
+    await call.write(pb.UploadVersionRequest(chunk=blob[:half]))
+    async with asyncio.timeout(IDLE_S * 3):
+        for byte in blob[half : half + 12]:
+            if call.done():
+                break
+            await call.write(pb.UploadVersionRequest(chunk=bytes([byte])))
+            await asyncio.sleep(IDLE_S / 3)
+        error = await expect(grpc.StatusCode.DEADLINE_EXCEEDED, call)
+    assert from_rpc_error(error).reason == "UPLOAD_TOO_SLOW"
+    assert sha256(blob) in (error.details() or "")
+    offset = await held(stack, tenant, blob)
+    assert half < offset < half + 12
+    rest = upload(stack, tenant, header(blob, offset=offset), blob[offset:])
+    assert (await rest).version.digest == sha256(blob)
+
+
+async def test_a_resumed_upload_that_drips_is_ended_and_resumed_again(
+    stack: Stack, tenant: str
+) -> None:
+    models: Any = ModelServiceStub(stack.channel)
+    blob = lora_blob(404)
+    await expect(grpc.StatusCode.DATA_LOSS, upload(stack, tenant, header(blob), blob[:1_000]))
+    call = models.UploadVersion(metadata=stack.metadata(tenant))
+    await call.write(pb.UploadVersionRequest(header=header(blob, offset=1_000)))
+    await call.write(pb.UploadVersionRequest(chunk=blob[1_000:3_000]))
+    async with asyncio.timeout(IDLE_S * 2):
+        await expect(grpc.StatusCode.DEADLINE_EXCEEDED, call)
+    assert await held(stack, tenant, blob) == 3_000
+    rest = upload(stack, tenant, header(blob, offset=3_000), blob[3_000:])
+    assert (await rest).version.digest == sha256(blob)
+
+
+async def test_an_upload_that_drips_in_a_bulk_ends_it(stack: Stack, tenant: str) -> None:
+    models: Any = ModelServiceStub(stack.channel)
+    call = models.UploadVersions(metadata=stack.metadata(tenant))
+    announced = header(b"", model="slow", sha256=sha256(b"slow"), size_bytes=LARGEST)
+    await call.write(pb.UploadVersionsRequest(header=announced))
+    dripping = asyncio.create_task(drip(call, pb.UploadVersionsRequest, 12))
+    async with asyncio.timeout(IDLE_S * 3):
+        error = await expect(grpc.StatusCode.DEADLINE_EXCEEDED, call.read())
+    assert sha256(b"slow") in (error.details() or "")
+    dripping.cancel()
+    await asyncio.gather(dripping, return_exceptions=True)
+
+
 async def test_what_a_gone_caller_sent_is_held_until_the_store_has_it(
     stack: Stack, tenant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +199,7 @@ class SlowStore:
 
 def slow_bulk(store: SlowStore, idle_s: float = 60.0) -> BulkUpload:
     uploads: Any = store
-    return BulkUpload(uploads, "acme", lambda: None, idle_s)
+    return BulkUpload(uploads, "acme", lambda: None, Pace(idle_s, 0))
 
 
 async def parts_of(num: int, size_bytes: int) -> AsyncIterator[pb.UploadVersionsRequest]:

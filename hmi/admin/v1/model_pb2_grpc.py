@@ -132,7 +132,7 @@ class ModelServiceServicer:
         """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
         Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (nothing came
+        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (too little came
         for too long).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -178,7 +178,7 @@ class ModelServiceServicer:
         Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
         that differs, a domain on a base that is not split, or an adapter on layers below the split), NOT_FOUND (base or
         domain), FAILED_PRECONDITION (offset, or the domain's first table is not there yet), RESOURCE_EXHAUSTED (too large, or the model
-        quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
+        quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (too little came for too long; so is it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,7 +189,7 @@ class ModelServiceServicer:
         answered by its position, with its version or its error.
 
         The stream itself ends with INVALID_ARGUMENT (bytes before the first header, or more than its upload has) or
-        DEADLINE_EXCEEDED (nothing came for too long within an upload); uploads that were whole before are answered.
+        DEADLINE_EXCEEDED (too little came for too long within an upload); uploads that were whole before are answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

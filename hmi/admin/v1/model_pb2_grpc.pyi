@@ -38,7 +38,7 @@ class ModelServiceStub:
     """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
     Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (nothing came
+    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (too little came
     for too long).
     """
     ListBases: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListBasesRequest, hmi.admin.v1.model_pb2.ListBasesResponse]
@@ -63,14 +63,14 @@ class ModelServiceStub:
     Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
     that differs, a domain on a base that is not split, or an adapter on layers below the split), NOT_FOUND (base or
     domain), FAILED_PRECONDITION (offset, or the domain's first table is not there yet), RESOURCE_EXHAUSTED (too large, or the model
-    quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
+    quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (too little came for too long; so is it).
     """
     UploadVersions: grpc.StreamStreamMultiCallable[hmi.admin.v1.model_pb2.UploadVersionsRequest, hmi.admin.v1.model_pb2.UploadVersionsResponse]
     """UploadVersions adds many versions: header, bytes, header, bytes … Versions are committed in groups; each upload is
     answered by its position, with its version or its error.
 
     The stream itself ends with INVALID_ARGUMENT (bytes before the first header, or more than its upload has) or
-    DEADLINE_EXCEEDED (nothing came for too long within an upload); uploads that were whole before are answered.
+    DEADLINE_EXCEEDED (too little came for too long within an upload); uploads that were whole before are answered.
     """
     ListModels: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListModelsRequest, hmi.admin.v1.model_pb2.ListModelsResponse]
     """ListModels returns the tenant's models in the order of their names."""
@@ -127,7 +127,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
     Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (nothing came
+    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (too little came
     for too long).
     """
     ListBases: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListBasesRequest, hmi.admin.v1.model_pb2.ListBasesResponse]  # type: ignore[assignment]
@@ -152,14 +152,14 @@ class ModelServiceAsyncStub(ModelServiceStub):
     Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
     that differs, a domain on a base that is not split, or an adapter on layers below the split), NOT_FOUND (base or
     domain), FAILED_PRECONDITION (offset, or the domain's first table is not there yet), RESOURCE_EXHAUSTED (too large, or the model
-    quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
+    quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (too little came for too long; so is it).
     """
     UploadVersions: grpc.aio.StreamStreamMultiCallable[hmi.admin.v1.model_pb2.UploadVersionsRequest, hmi.admin.v1.model_pb2.UploadVersionsResponse]  # type: ignore[assignment]
     """UploadVersions adds many versions: header, bytes, header, bytes … Versions are committed in groups; each upload is
     answered by its position, with its version or its error.
 
     The stream itself ends with INVALID_ARGUMENT (bytes before the first header, or more than its upload has) or
-    DEADLINE_EXCEEDED (nothing came for too long within an upload); uploads that were whole before are answered.
+    DEADLINE_EXCEEDED (too little came for too long within an upload); uploads that were whole before are answered.
     """
     ListModels: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListModelsRequest, hmi.admin.v1.model_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels returns the tenant's models in the order of their names."""
@@ -219,7 +219,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
         Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (nothing came
+        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (too little came
         for too long).
         """
 
@@ -274,7 +274,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         Errors: INVALID_ARGUMENT (not safetensors, NaN weights, unsupported option, wrong shape or label count, digest
         that differs, a domain on a base that is not split, or an adapter on layers below the split), NOT_FOUND (base or
         domain), FAILED_PRECONDITION (offset, or the domain's first table is not there yet), RESOURCE_EXHAUSTED (too large, or the model
-        quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (nothing came for too long).
+        quota), DATA_LOSS (truncated; what came is kept for a resume), DEADLINE_EXCEEDED (too little came for too long; so is it).
         """
 
     @abc.abstractmethod
@@ -287,7 +287,7 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         answered by its position, with its version or its error.
 
         The stream itself ends with INVALID_ARGUMENT (bytes before the first header, or more than its upload has) or
-        DEADLINE_EXCEEDED (nothing came for too long within an upload); uploads that were whole before are answered.
+        DEADLINE_EXCEEDED (too little came for too long within an upload); uploads that were whole before are answered.
         """
 
     @abc.abstractmethod

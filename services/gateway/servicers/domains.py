@@ -19,9 +19,9 @@ from services.gateway.auth import Authenticator
 from services.gateway.domain import Caller
 from services.gateway.domains import DomainUploads, check_settings, node, own_node, split_base
 from services.gateway.mirror import Mirror
-from services.gateway.servicers.parts import chunks_of, header_of
+from services.gateway.servicers.parts import Parts
 from services.gateway.store_calls import ask
-from services.gateway.streams import kept_alive
+from services.gateway.streams import Pace
 
 if TYPE_CHECKING:
     from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceAsyncStub
@@ -41,22 +41,23 @@ class DomainServicer(DomainServiceServicer):
         stub: KnowledgeServiceAsyncStub,
         mirror: Mirror,
         uploads: DomainUploads,
-        upload_idle_s: float,
+        pace: Pace,
     ) -> None:
         self._auth = auth
         self._stub = stub
         self._mirror = mirror
         self._uploads = uploads
-        self._idle_s = upload_idle_s
+        self._pace = pace
 
     async def CreateDomain(
         self, request_iterator: AsyncIterator[pb.CreateDomainRequest], context: Context
     ) -> pb.CreateDomainResponse:
         caller = self._caller(context)
-        messages = kept_alive(aiter(request_iterator), self._idle_s)
-        header = await header_of(messages)
+        parts = Parts(aiter(request_iterator), self._pace)
+        header = await parts.header()
         check_caller = partial(self._auth.check_still_valid, caller)
-        created = await self._uploads.create(caller, header, chunks_of(messages), check_caller)
+        chunks = parts.chunks(f"domain '{header.domain.path}'")
+        created = await self._uploads.create(caller, header, chunks, check_caller)
         return pb.CreateDomainResponse(domain=created)
 
     async def GetDomain(

@@ -22,10 +22,10 @@ from services.gateway.bases import BaseUploads
 from services.gateway.bulk import BulkUpload
 from services.gateway.mirror import Mirror
 from services.gateway.paging import page
-from services.gateway.servicers.parts import chunks_of, header_of
+from services.gateway.servicers.parts import Parts
 from services.gateway.state import Model
 from services.gateway.store_calls import ask
-from services.gateway.streams import kept_alive
+from services.gateway.streams import Pace
 from services.gateway.uploads import VersionUploads
 
 if TYPE_CHECKING:
@@ -44,22 +44,23 @@ class ModelServicer(ModelServiceServicer):
         mirror: Mirror,
         bases: BaseUploads,
         uploads: VersionUploads,
-        upload_idle_s: float,
+        pace: Pace,
     ) -> None:
         self._auth = auth
         self._stub = stub
         self._mirror = mirror
         self._bases = bases
         self._uploads = uploads
-        self._idle_s = upload_idle_s
+        self._pace = pace
 
     async def AddBase(
         self, request_iterator: AsyncIterator[pb.AddBaseRequest], context: Context
     ) -> pb.AddBaseResponse:
         self._auth.admin(context.invocation_metadata())
-        messages = kept_alive(aiter(request_iterator), self._idle_s)
-        header = await header_of(messages)
-        return pb.AddBaseResponse(base=await self._bases.add(header, chunks_of(messages)))
+        parts = Parts(aiter(request_iterator), self._pace)
+        header = await parts.header()
+        chunks = parts.chunks(f"base '{header.name}'")
+        return pb.AddBaseResponse(base=await self._bases.add(header, chunks))
 
     async def ListBases(
         self, request: pb.ListBasesRequest, context: Context
@@ -94,11 +95,11 @@ class ModelServicer(ModelServiceServicer):
         self, request_iterator: AsyncIterator[pb.UploadVersionRequest], context: Context
     ) -> pb.UploadVersionResponse:
         caller = self._auth.tenant_caller(context.invocation_metadata())
-        messages = kept_alive(aiter(request_iterator), self._idle_s)
-        header = await header_of(messages)
+        parts = Parts(aiter(request_iterator), self._pace)
+        header = await parts.header()
         check_caller = partial(self._auth.check_still_valid, caller)
         check_caller()
-        chunks = chunks_of(messages)
+        chunks = parts.chunks(f"model '{header.model}', {header.sha256}")
         version = await self._uploads.upload(caller.tenant, header, chunks, check_caller)
         return pb.UploadVersionResponse(version=version)
 
@@ -107,7 +108,7 @@ class ModelServicer(ModelServiceServicer):
     ) -> AsyncIterator[pb.UploadVersionsResponse]:
         caller = self._auth.tenant_caller(context.invocation_metadata())
         check_caller = partial(self._auth.check_still_valid, caller)
-        bulk = BulkUpload(self._uploads, caller.tenant, check_caller, self._idle_s)
+        bulk = BulkUpload(self._uploads, caller.tenant, check_caller, self._pace)
         async with aclosing(bulk.run(aiter(request_iterator))) as outcomes:
             async for position, outcome in outcomes:
                 if isinstance(outcome, HmiError):

@@ -8,28 +8,48 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from services.common.errors import InvalidArgument
+from services.common.errors import DeadlineExceeded, InvalidArgument
+from services.gateway.streams import Pace, Progress
 
 
-async def header_of(messages: AsyncIterator[Any]) -> Any:
-    """The first message's header.
+class Parts:
+    """One upload's messages, which must keep coming."""
 
-    Raises:
-        InvalidArgument: It has none.
-    """
-    first = await anext(messages, None)
-    if first is None or not first.HasField("header"):
-        raise InvalidArgument("part", "the first message must be a header")
-    return first.header
+    def __init__(self, messages: AsyncIterator[Any], pace: Pace) -> None:
+        self._messages = messages
+        self._progress = Progress(pace)
 
+    async def header(self) -> Any:
+        """The first message's header.
 
-async def chunks_of(messages: AsyncIterator[Any]) -> AsyncIterator[bytes]:
-    """The bytes of the messages after the first.
+        Raises:
+            InvalidArgument: It has none.
+            DeadlineExceeded: It does not come.
+        """
+        first = await self._progress.next(self._messages)
+        if first is None or not first.HasField("header"):
+            raise InvalidArgument("part", "the first message must be a header")
+        self._progress.restart()
+        return first.header
 
-    Raises:
-        InvalidArgument: Another header comes.
-    """
-    async for message in messages:
-        if not message.HasField("chunk"):
-            raise InvalidArgument("part", "only the first message may be a header")
-        yield message.chunk
+    async def chunks(self, what: str) -> AsyncIterator[bytes]:
+        """The bytes of the messages after the first.
+
+        Args:
+            what: Names the upload in an error.
+
+        Raises:
+            InvalidArgument: Another header comes.
+            DeadlineExceeded: Too few bytes come.
+        """
+        while (message := await self._next(what)) is not None:
+            if not message.HasField("chunk"):
+                raise InvalidArgument("part", "only the first message may be a header")
+            self._progress.add(len(message.chunk))
+            yield message.chunk
+
+    async def _next(self, what: str) -> Any:
+        try:
+            return await self._progress.next(self._messages)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"{what}: {error.message}", reason=error.reason) from None
