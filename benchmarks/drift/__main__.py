@@ -18,16 +18,30 @@ import numpy as np
 
 from benchmarks import datasets
 from benchmarks.drift.live import Answered, Live
+from benchmarks.drift.memory import adapters, grow
 from benchmarks.drift.oracle import Oracle, chosen
-from benchmarks.drift.scenes import TIMES, Flooded, Move, Pace, Subject, drift, flood, tenants
+from benchmarks.drift.scenes import (
+    TENANTS,
+    TIMES,
+    Flooded,
+    Move,
+    Pace,
+    Subject,
+    drift,
+    flood,
+    tenants,
+)
 from benchmarks.report import Estimate, Goal, Report
 from hmi.bases import hminilm_files, minilm_directory
 from hmi.client import Client
 from hmi.stack import SPLIT_BASE, LocalStack
+from services.common.base_config import BaseConfig
 
 HALF_LIFE = 50_000
 ROUND = 5_000
-NUM_ROUNDS, NUM_FLOOD_ROUNDS = 26, 5
+NUM_ROUNDS, NUM_FLOOD_ROUNDS = 20, 3
+PROBE_EVERY = 4
+NUM_MODELS = 56
 NUM_CHECKED = 300
 ROOT_S = 600.0  # the root's 180,000 rows: half a minute of a core that nobody else uses
 MAX_WORDS = 250  # a paragraph that is longer is cut: no text exceeds the base's 512 tokens
@@ -81,10 +95,11 @@ def main() -> None:
         live.until(lambda: bool(admin.get_domain(SPLIT_BASE, "").table_version), ROOT_S)
         live.add_tenants(tenants())
         _describe(report)
-        pace = Pace(HALF_LIFE, ROUND, options.rounds, probe_every=2)
+        pace = Pace(HALF_LIFE, ROUND, options.rounds, PROBE_EVERY)
         _report_drift(report, drift(live, sport, politics, pace))
         pace = Pace(HALF_LIFE, ROUND, options.flood_rounds)
         _report_flood(report, flood(live, sport, reviews, pace))
+        _report_memory(report, live, stack)
         encoder = next(file for file in hminilm_files() if "encoder" in file.name)
         oracle = Oracle(minilm_directory(), encoder, stack.data_dir / "blobs")
         _report_answers(report, live, oracle)
@@ -135,6 +150,27 @@ def _report_flood(report: Report, flooded: Flooded) -> None:
     report.add(f"flood: a tenant that sends {TIMES} times what all others send costs them",
                _exact(lost), "points", _POINTS)  # fmt: skip
     report.add("flood: the others' hit rate without it", _exact(100 * flooded.quiet.share), "%")
+
+
+def _report_memory(report: Report, live: Live, stack: LocalStack) -> None:
+    config = BaseConfig.from_file(minilm_directory() / "config.json")
+    split = live.admin.get_base(SPLIT_BASE).split
+    assert split is not None
+    blobs = adapters(config, split.layer, NUM_MODELS)
+    executor = stack.pids["executor"]
+    growth = grow(live.admin, SPLIT_BASE, "anew", TENANTS[0], blobs, "One more model.", executor)
+    report.note(f"memory: {growth.num_models} further models that share a domain, LoRA of rank 8 "
+                "with a classifier; the executor's own memory, mapped files left out, holds an "
+                "adapter twice, packed and in the device's arena")  # fmt: skip
+    report.add("memory: a further model by `hmi domains stats`",
+               _exact(growth.version_bytes / 1e3), "kB")  # fmt: skip
+    report.add("memory: a further model in the executor's process",
+               _exact(growth.resident_bytes / 1e3), "kB")  # fmt: skip
+    report.add("memory: the table that they share", _exact(growth.after.node_bytes / 1e6), "MB")
+    for kind, value in growth.after.device_bytes.items():
+        grown = value - growth.before.device_bytes[kind]
+        report.add(f"memory: hmi_device_bytes of {kind}, a further model",
+                   _exact(grown / growth.num_models), "B", Goal("<=", 0.0))  # fmt: skip
 
 
 def _report_answers(report: Report, live: Live, oracle: Oracle) -> None:

@@ -23,7 +23,7 @@ from hmi.client import Client, DomainChange, DomainStats, Embedding, Item, Looku
 from hmi.corpus import count_corpus
 
 PROBE = "probe"  # shares no counts: what it sends is looked up and leaves no trace
-_PATIENCE_S = 120.0
+_PATIENCE_S = 300.0
 _POLL_S = 0.05
 _IN_FLIGHT = 64
 
