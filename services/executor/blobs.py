@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from pathlib import Path
 
-from services.common.errors import DataLoss
 from services.common.ids import check_sha256
 from services.common.knowledge import BlobCache
+
+logger = logging.getLogger(__name__)
 
 
 class BlobFiles:
@@ -31,16 +33,18 @@ class BlobFiles:
     async def path(self, sha256: str) -> Path:
         """The file that holds a blob, its digest verified when this process began to use it.
 
+        What is damaged on the volume is asked of the store, which so learns of it.
+
         Raises:
             InvalidArgument: `sha256` is none.
             NotFound: There is no such blob.
             Unavailable: The store cannot be reached.
-            DataLoss: The bytes differ from the digest.
+            DataLoss: The bytes differ from the digest, in the store too.
         """
         check_sha256("sha256", sha256)
         if self._shared is not None and sha256 not in self._discarded:
             path = self._shared / sha256[:2] / sha256
-            if sha256 in self._verified or await asyncio.to_thread(_verify, path, sha256):
+            if sha256 in self._verified or await asyncio.to_thread(_is_whole, path, sha256):
                 self._verified.add(sha256)
                 return path
         return await self._cache.path(sha256)
@@ -52,13 +56,13 @@ class BlobFiles:
         self._cache.discard(sha256)
 
 
-def _verify(path: Path, sha256: str) -> bool:
-    """Whether the file is there; DataLoss if it holds something else."""
+def _is_whole(path: Path, sha256: str) -> bool:
+    """Whether the file is there and holds the blob."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return False
     if digest != sha256:
-        raise DataLoss(f"the file of blob {sha256} has another digest")
-    return True
+        logger.warning("a blob on the shared volume is damaged", extra={"sha256": sha256})
+    return digest == sha256

@@ -10,15 +10,16 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from services.common.errors import InvalidArgument, ResourceExhausted
+from services.common.errors import DataLoss, InvalidArgument, ResourceExhausted
 from services.common.ids import check_sha256
 from services.knowledge_store import metrics, uploads
+from services.knowledge_store.damaged import DamagedBlob, DamagedBlobs
 from services.knowledge_store.domain import BlobFile, BlobState
 from services.knowledge_store.reading import Reader, map_file
 from services.knowledge_store.uploads import Upload
@@ -33,7 +34,7 @@ class BlobDirectory:
     """The blobs of one data directory.
 
     Args:
-        data_dir: Holds `blobs/` and `uploads/`; created if missing.
+        data_dir: Holds `blobs/`, `uploads/` and `damaged/`; created if missing.
         max_blob_bytes: Largest blob taken.
 
     Opening it finishes what a crash left: uploads become resumable, and are counted with the rest.
@@ -45,6 +46,7 @@ class BlobDirectory:
     def __init__(self, data_dir: Path, *, max_blob_bytes: int) -> None:
         self._blobs = data_dir / "blobs"
         self._uploads = data_dir / "uploads"
+        self._damaged = DamagedBlobs(data_dir / "damaged")
         self._max_blob_bytes = max_blob_bytes
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="disk")
         # Held while a blob's age is renewed or read to delete it, so neither slips between.
@@ -120,8 +122,11 @@ class BlobDirectory:
     async def read(self, sha256: str, offset: int) -> AsyncIterator[tuple[int, bytes]]:
         """The blob's size and its bytes from `offset` on, in chunks of up to 1 MiB; one at least.
 
+        Who reads all of a damaged blob does not get its end, and nobody gets it afterwards.
+
         Raises:
             NotFound: There is no such blob.
+            DataLoss: Its bytes differ from its digest.
             InvalidArgument: `sha256` is none, or `offset` is past the end.
         """
         check_sha256("sha256", sha256)
@@ -131,6 +136,9 @@ class BlobDirectory:
                 raise InvalidArgument("offset", f"the blob has {reader.size_bytes} bytes")
             while True:
                 data = await self._run(reader.read, offset)
+                if reader.is_damaged:
+                    await self._run(self._damaged.take, self._path(sha256))
+                    raise DataLoss(f"blob {sha256} is damaged: write it anew")
                 yield reader.size_bytes, data
                 offset += len(data)
                 if not data or offset >= reader.size_bytes:
@@ -153,6 +161,18 @@ class BlobDirectory:
             NotFound: There is no such blob.
         """
         return await self._run(map_file, self._path(sha256))
+
+    async def damaged(self) -> list[DamagedBlob]:
+        """What was set aside as damaged."""
+        return await self._run(self._damaged.list)
+
+    async def give_up_damaged(self, sha256: str) -> None:
+        """Note that the content of a damaged blob is of no use."""
+        await self._run(self._damaged.give_up, sha256)
+
+    async def forget_damaged(self, digests: Collection[str]) -> None:
+        """Delete what was set aside of blobs that are there again, or that nobody needs."""
+        await self._run(self._damaged.forget, digests)
 
     async def list(self) -> list[BlobFile]:
         """Every complete blob."""
@@ -184,6 +204,7 @@ class BlobDirectory:
 
     def _open(self) -> None:
         self._uploads.mkdir(parents=True, exist_ok=True)
+        self._damaged.open()
         for number in range(256):
             (self._blobs / f"{number:02x}").mkdir(parents=True, exist_ok=True)
         # The blobs' own too: a killed process may have renamed into them and not come further.

@@ -64,6 +64,8 @@ class Collector:
         # in between, under the lock of changes, and so is too young to be deleted below.
         files = await self._blobs.list()
         held = await self._referenced() | self._leases.held_blobs()
+        damaged = {blob.sha256 for blob in await self._blobs.damaged()}
+        await self._blobs.forget_damaged(damaged - held)
         at = time.monotonic()
         self._unheld_since = {
             file.sha256: self._unheld_since.get(file.sha256, at)

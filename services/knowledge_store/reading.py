@@ -5,6 +5,7 @@ Knows one file at a time; does not know where blobs lie. Every function blocks: 
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import threading
@@ -24,13 +25,26 @@ class Reader:
         except FileNotFoundError:
             raise NotFound(f"there is no blob {path.name}") from None
         self._lock = threading.Lock()
+        self._name = path.name
+        self._digest = hashlib.sha256()
+        self._num_digested = 0
         self.size_bytes = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int) -> bytes:
         with self._lock:
             if self._descriptor is None:
                 return b""
-            return os.pread(self._descriptor, CHUNK_BYTES, offset)
+            data = os.pread(self._descriptor, CHUNK_BYTES, offset)
+        if offset == self._num_digested:
+            self._digest.update(data)
+            self._num_digested += len(data)
+        return data
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether all of it was read, from its first byte on, and differs from the name."""
+        is_read = self._num_digested == self.size_bytes
+        return is_read and self._digest.hexdigest() != self._name
 
     def close(self) -> None:
         with self._lock:

@@ -76,3 +76,8 @@ async def test_what_is_damaged_on_the_shared_volume_is_asked_of_the_store(
     again = await files.path(sha256)
     assert again.read_bytes() == b"a segment"
     assert not again.is_relative_to(shared)
+    # Nor does a process that finds it damaged when it first looks.
+    started_later = BlobFiles(BlobCache(tmp_path / "later", Blobs(world.stub)), shared)
+    again = await started_later.path(sha256)
+    assert again.read_bytes() == b"a segment"
+    assert not again.is_relative_to(shared)

@@ -15,12 +15,13 @@ import grpc
 import numpy as np
 
 from hmi.client import Classification, Client, Provenance
-from hmi.errors import HmiError
+from hmi.errors import FailedPrecondition, HmiError
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from hmi.knowledge.v1.knowledge_pb2_grpc import KnowledgeServiceStub
 from tests.integration.table_oracle import Oracle
 
 PAUSE_S = 0.05
+DAMAGED = "BLOB_DAMAGED"
 TOLERANCE = 1e-3  # rows are fp16, and computed ones may differ in their last place
 
 _Answer = TypeVar("_Answer")
@@ -66,6 +67,12 @@ class Load:
         texts: What is asked.
         models: Names of each tenant's models.
         clients: Each tenant's.
+
+    Attributes:
+        num_answers: Texts answered, by tenant.
+        versions_seen: Table versions that answered and were checked, by model.
+        errors: Of calls that failed though the client tried again.
+        refusals: Those of them that name a damaged segment.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class Load:
         self.num_answers: Counter[str] = Counter()
         self.versions_seen: dict[str, set[str]] = defaultdict(set)
         self.errors: list[HmiError] = []
+        self.refusals: list[HmiError] = []
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -122,11 +130,6 @@ class Load:
             assert off < TOLERANCE, (off, one)
             self.versions_seen[one.provenance.model].add(one.provenance.table_version)
 
-    @property
-    def segments_seen(self) -> set[str]:
-        """Every segment that ever had a part in an answer."""
-        return self._oracle.segments
-
     def differs(self, of: Provenance, table_version: str) -> bool:
         """Whether another table version would have answered some text noticeably otherwise: else
         the check could not tell them apart."""
@@ -143,8 +146,9 @@ class Load:
             try:
                 answers = client.predict(model, texts, timeout=30)
             except HmiError as error:
-                self.errors.append(error)
-                return
+                is_damage = isinstance(error, FailedPrecondition) and error.reason == DAMAGED
+                (self.refusals if is_damage else self.errors).append(error)
+                continue
             scores = [
                 np.array([label.score for label in one.scores])
                 for one in answers

@@ -139,9 +139,6 @@ class Oracle:
         read: A blob by its sha256.
         directory: Where bases and encoders are laid out.
         bases: The split bases there are.
-
-    Attributes:
-        segments: sha256 of all that were read.
     """
 
     def __init__(self, read: Read, directory: Path, bases: list[Base]) -> None:
@@ -153,7 +150,6 @@ class Oracle:
         self._tables: dict[str, TableVersion] = {}
         self._computed: dict[tuple[str, Slots], np.ndarray] = {}
         self._answers: dict[tuple[str, str, str], np.ndarray] = {}
-        self.segments: set[str] = set()
 
     def learn(self, provenance: Provenance) -> None:
         """Read what a provenance names, if it is new."""
@@ -219,7 +215,6 @@ class Oracle:
         for node in manifest["nodes"]:
             rows: dict[Slots, np.ndarray] = {}
             for segment in node["segments"]:
-                self.segments.add(segment["sha256"])
                 tensors = safetensors.numpy.load(self._verified(segment["sha256"]))
                 for index, key in enumerate(tensors["keys"].tolist()):
                     ngram = (key >> 42, key >> 21 & 0x1FFFFF, key & 0x1FFFFF)

@@ -317,9 +317,10 @@ class KnowledgeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadBlob(self, request, context):
-        """ReadBlob sends a blob from an offset on.
+        """ReadBlob sends a blob from an offset on. One whose bytes no longer have its digest is set aside when all of it is
+        read: its end is not sent, and it is no blob until it is written again.
 
-        Errors: NOT_FOUND, INVALID_ARGUMENT (offset).
+        Errors: NOT_FOUND, INVALID_ARGUMENT (offset), DATA_LOSS (it is damaged).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

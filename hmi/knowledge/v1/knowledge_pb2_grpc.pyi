@@ -110,9 +110,10 @@ class KnowledgeServiceStub:
     DATA_LOSS (the stream ended early).
     """
     ReadBlob: grpc.UnaryStreamMultiCallable[hmi.knowledge.v1.knowledge_pb2.ReadBlobRequest, hmi.knowledge.v1.knowledge_pb2.ReadBlobResponse]
-    """ReadBlob sends a blob from an offset on.
+    """ReadBlob sends a blob from an offset on. One whose bytes no longer have its digest is set aside when all of it is
+    read: its end is not sent, and it is no blob until it is written again.
 
-    Errors: NOT_FOUND, INVALID_ARGUMENT (offset).
+    Errors: NOT_FOUND, INVALID_ARGUMENT (offset), DATA_LOSS (it is damaged).
     """
     CreateDomain: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.CreateDomainRequest, hmi.knowledge.v1.domain_pb2.CreateDomainResponse]
     """CreateDomain adds a node to a split base's tree and plans its first table.
@@ -273,9 +274,10 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     DATA_LOSS (the stream ended early).
     """
     ReadBlob: grpc.aio.UnaryStreamMultiCallable[hmi.knowledge.v1.knowledge_pb2.ReadBlobRequest, hmi.knowledge.v1.knowledge_pb2.ReadBlobResponse]  # type: ignore[assignment]
-    """ReadBlob sends a blob from an offset on.
+    """ReadBlob sends a blob from an offset on. One whose bytes no longer have its digest is set aside when all of it is
+    read: its end is not sent, and it is no blob until it is written again.
 
-    Errors: NOT_FOUND, INVALID_ARGUMENT (offset).
+    Errors: NOT_FOUND, INVALID_ARGUMENT (offset), DATA_LOSS (it is damaged).
     """
     CreateDomain: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.domain_pb2.CreateDomainRequest, hmi.knowledge.v1.domain_pb2.CreateDomainResponse]  # type: ignore[assignment]
     """CreateDomain adds a node to a split base's tree and plans its first table.
@@ -517,9 +519,10 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
         request: hmi.knowledge.v1.knowledge_pb2.ReadBlobRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[hmi.knowledge.v1.knowledge_pb2.ReadBlobResponse], collections.abc.AsyncIterator[hmi.knowledge.v1.knowledge_pb2.ReadBlobResponse]]:
-        """ReadBlob sends a blob from an offset on.
+        """ReadBlob sends a blob from an offset on. One whose bytes no longer have its digest is set aside when all of it is
+        read: its end is not sent, and it is no blob until it is written again.
 
-        Errors: NOT_FOUND, INVALID_ARGUMENT (offset).
+        Errors: NOT_FOUND, INVALID_ARGUMENT (offset), DATA_LOSS (it is damaged).
         """
 
     @abc.abstractmethod

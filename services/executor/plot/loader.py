@@ -115,19 +115,27 @@ class TableLoader:
 
     def _node(self, ref: NodeRef) -> NodeTable:
         def make() -> NodeTable:
-            segments = [self._segment(ref.encoder_sha256, segment) for segment in ref.segments]
+            segments = [self._segment(ref, segment) for segment in ref.segments]
             return NodeTable(ref.encoder_sha256, segments, self._base.row_shape)
 
         # Not by path or number: whose rows are the same is the same node.
         return self._nodes.get((ref.encoder_sha256, ref.segments), make)
 
-    def _segment(self, encoder_sha256: str, ref: SegmentRef) -> Segment:
-        kind = SegmentKind(self._base.digest, encoder_sha256, self._base.form, ref.order)
+    def _segment(self, node: NodeRef, ref: SegmentRef) -> Segment:
+        kind = SegmentKind(self._base.digest, node.encoder_sha256, self._base.form, ref.order)
 
         def make() -> Segment:
             return self._verified(ref.sha256, lambda path, _: Segment.open(path, ref, kind))
 
-        return self._segments.get((ref, kind), make)
+        try:
+            return self._segments.get((ref, kind), make)
+        except FailedPrecondition as error:
+            raise FailedPrecondition(
+                f"segment {ref.sha256} of domain {node.path!r} cannot be read ({error.message}): "
+                "the knowledge store has it made anew, ask again soon; if it stays so, update the "
+                "domain (hmi domains update) and push the version again",
+                reason="BLOB_DAMAGED",
+            ) from error
 
     def _verified(self, sha256: str, read: Callable[[Path, str], _Made]) -> _Made:
         """What `read` makes of a blob's file; a damaged file is fetched anew, once."""

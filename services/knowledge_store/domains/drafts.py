@@ -45,12 +45,14 @@ class Goal:
         now: The rows it has.
         keys_now: Their keys.
         keys: The keys it is to have.
+        damaged: Segments that cannot be read: rows of their orders are written anew.
     """
 
     node: rpb.Domain
     now: Rows
     keys_now: IntArray
     keys: IntArray
+    damaged: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Drafting:
             # Written anew they would be about as many as there is room for in full ones.
             num_full = -(-len(keys) * row_bytes(base) // _FULL_SEGMENT_BYTES)
             max_segments = max(self._options.max_segments, 2 * num_full)
-            if num_after > max_segments:
+            is_damaged = any(segment.sha256 in goal.damaged for segment in segments)
+            if is_damaged or num_after > max_segments:
                 parts.append(_Part(order, (), keys, removed[:0], is_change=True))
             else:
                 is_change = bool(len(added) or len(removed))
@@ -162,6 +165,7 @@ class Drafting:
             work_ids=tuple(piece.work_id for piece in work),
             keys_sha256=await self._key_blobs.write_keys(goal.keys),
             num_entries=num_by_order(goal.keys),
+            is_repair=bool(goal.damaged),
         )
 
     async def _removal(

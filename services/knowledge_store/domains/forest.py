@@ -15,6 +15,7 @@ from services.knowledge_store.domains.nodes import Domains
 from services.knowledge_store.domains.observing import Observing
 from services.knowledge_store.domains.options import DomainOptions
 from services.knowledge_store.domains.planner import Planner
+from services.knowledge_store.domains.repairs import Repairs
 from services.knowledge_store.domains.roots import Roots
 from services.knowledge_store.domains.statistics import Statistics
 from services.knowledge_store.domains.updates import Updates
@@ -57,12 +58,13 @@ class Forest:
             database, planner, key_blobs, blobs.sizes, options, request_id_ttl_s=ttl_s,
             clock=frequencies.clock, on_deleted=frequencies.forget, reach=reach,
         )  # fmt: skip
+        repairs = Repairs(database, planner, key_blobs, blobs)
         work = Work(database, key_blobs, blobs.sizes, options, reach=reach, request_id_ttl_s=ttl_s)
         return cls(
             roots=Roots(planner, key_blobs, blobs, options),
             nodes=nodes,
             work=work,
-            updates=Updates(database, planner, work, frequencies, options, reach=reach),
+            updates=Updates(database, planner, work, repairs, frequencies, options, reach=reach),
             observing=Observing(database, frequencies, options),
             statistics=Statistics(database, frequencies, options),
         )

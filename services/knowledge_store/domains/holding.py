@@ -5,6 +5,7 @@ Knows who refers to what; deletes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Collection
 
@@ -50,7 +51,12 @@ class Manifests:
         for name in manifests:
             if name not in self._known:
                 try:
-                    self._known[name] = blobs_of(await self._blobs.read_all(name))
+                    data = await self._blobs.read_all(name)
                 except NotFound:
                     logger.error("a manifest is missing", extra={"sha256": name})
+                    continue
+                if hashlib.sha256(data).hexdigest() == name:
+                    self._known[name] = blobs_of(data)
+                else:
+                    logger.error("a manifest is damaged", extra={"sha256": name})
         return set().union(*self._known.values())

@@ -158,6 +158,26 @@ class Planner:
                 return draft.update.update_id, changes
         raise Aborted(f"the domains of base {base_name} keep changing: update again")
 
+    async def repair(self, base_name: str, path: str, damaged: str) -> str:
+        """Start an update that writes a node's rows of a damaged segment's order anew; returns its
+        id, empty if the tree changed meanwhile.
+
+        Raises:
+            NotFound: Base or path.
+            FailedPrecondition: An update is being worked on.
+            ResourceExhausted: The disk is full.
+        """
+        facts = await self._facts(base_name)
+        check_idle(facts.updates)
+        if path not in facts.nodes:
+            raise NotFound(f"there is no domain {path!r}", reason="DOMAIN_NOT_FOUND")
+        rows = facts.tables[path].rows
+        keys = await self._key_blobs.read_keys(rows.keys_sha256)
+        goal = Goal(facts.nodes[path], rows, keys, keys, frozenset([damaged]))
+        draft = await self._drafting.draft(facts.base, [goal], is_first=False)
+        is_started = draft is not None and await self._start(facts, draft)
+        return draft.update.update_id if draft is not None and is_started else ""
+
     async def start(self, transaction: Transaction, draft: Draft) -> bool:
         """Keep a draft as an update; False if a blob of it is gone."""
         if len(await self._blob_sizes(draft.blobs)) < len(draft.blobs):

@@ -113,6 +113,7 @@ class NodeUpdate(Record):
         removals: Segments of removed keys, which apply last.
         work_ids: Work whose segments come between, in the order they apply.
         keys_sha256, num_entries: As in Rows, of the result.
+        is_repair: Rows before it cannot be read: there is no way back to them.
     """
 
     path: str
@@ -122,6 +123,7 @@ class NodeUpdate(Record):
     work_ids: tuple[str, ...]
     keys_sha256: str
     num_entries: ByOrder
+    is_repair: bool = False
 
 
 class Update(Record):
@@ -147,6 +149,8 @@ class WorkRecord(Record):
         token: Lease token of whom it was last given to; empty: nobody yet.
         executor_id: Who that is.
         segments: What was written; None: not done.
+        restores: A damaged segment's sha256, which the same rows give again; such work is in no
+            update.
     """
 
     work_id: str
@@ -162,6 +166,7 @@ class WorkRecord(Record):
     token: str = ""
     executor_id: str = ""
     segments: tuple[SegmentRecord, ...] | None = None
+    restores: str = ""
 
 
 async def get_table(transaction: Transaction, base: str, path: str) -> Table:

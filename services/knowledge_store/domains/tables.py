@@ -101,7 +101,8 @@ class Tree:
             keys_sha256=update.keys_sha256,
             num_entries=update.num_entries,
         )
-        self.set_rows(node, table, rows, previous=table.rows if node.table_number else None)
+        has_previous = node.table_number and not update.is_repair
+        self.set_rows(node, table, rows, previous=table.rows if has_previous else None)
 
     def set_rows(
         self, node: rpb.Domain, table: Table, rows: Rows, *, previous: Rows | None

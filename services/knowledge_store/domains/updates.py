@@ -14,6 +14,7 @@ from services.common.errors import Aborted, FailedPrecondition, HmiError
 from services.common.failpoints import Reach
 from services.knowledge_store.domains.options import DomainOptions
 from services.knowledge_store.domains.planner import Planner
+from services.knowledge_store.domains.repairs import Repairs
 from services.knowledge_store.domains.work import Work
 from services.knowledge_store.frequency import Frequencies, Stream
 from services.knowledge_store.metadata.database import Database
@@ -36,6 +37,7 @@ class Updates:
         database: Database,
         planner: Planner,
         work: Work,
+        repairs: Repairs,
         frequencies: Frequencies,
         options: DomainOptions,
         *,
@@ -44,6 +46,7 @@ class Updates:
         self._database = database
         self._planner = planner
         self._work = work
+        self._repairs = repairs
         self._frequencies = frequencies
         self._options = options
         self._reach = reach
@@ -82,6 +85,7 @@ class Updates:
     async def _round(self) -> None:
         await self._work.commit_written()
         await self._work.give_up()
+        await self._repairs.round()
         if time.monotonic() >= self._next_tidy:
             self._next_tidy = time.monotonic() + _TIDY_S
             await self._tidy()
