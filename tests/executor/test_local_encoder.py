@@ -108,8 +108,8 @@ def test_other_devices_take_the_simple_way_in_tiles_of_one_size(
         sizes.append(len(slots))
         return LocalEncoder.outputs(local, slots)
 
-    monkeypatch.setattr(local, "_is_on_cpu", False)
-    monkeypatch.setattr(local, "_compute", outputs)
+    monkeypatch.setattr(local, "_layers", None)  # as on CUDA
+    monkeypatch.setattr(local, "outputs", outputs)
     assert (local.rows(keys).float() - fast.float()).abs().max() < 4e-3
     assert sizes == [TILE] * 3
 

@@ -10,7 +10,7 @@ an absent slot is neither attended to nor put out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from services.common.base_config import BaseConfig
 from services.common.local_encoder_format import Form
 from services.executor.models.encoder import ACTIVATIONS, Encoder
-from services.executor.models.local_layers import STEP, LocalLayers
+from services.executor.models.local_layers import LocalLayers
 from services.executor.models.segments import Segments
 from services.executor.models.weights import Embeddings, Layer, Linear, Norm
 
@@ -98,8 +98,12 @@ class LocalEncoder:
         self.hidden_size = config.hidden_size
         self.dtype = embeddings.words.dtype
         self.device = embeddings.words.device
-        self._is_on_cpu = self.device.type == "cpu"
         self._embeddings = embeddings
+        # [types * positions, hidden], one type after the other: merging adds one row, not two.
+        self._places, self._num_types = weights.positions, 1
+        if weights.types is not None:
+            self._num_types = len(weights.types)
+            self._places = (weights.types[:, None] + weights.positions).flatten(0, 1)
         self._activation = ACTIVATIONS[config.activation]
 
     @classmethod
@@ -124,36 +128,36 @@ class LocalEncoder:
         rows = torch.empty(
             len(slots), self.num_slots, self.hidden_size, dtype=torch.float16, device=self.device
         )
+        compute = self.outputs if self._layers is None else self._layers.outputs
         start = 0
         while start < len(slots):
             size = self._tile_size(len(slots) - start)
             tile = slots[start : start + size]
             filled = F.pad(tile, (0, 0, 0, size - len(tile)), value=1)
-            rows[start : start + size] = self._compute(filled)[: len(tile)]
+            rows[start : start + size] = compute(filled)[: len(tile)]
             start += size
         return rows
 
     def _tile_size(self, num_left: int) -> int:
         """N-grams to compute next. Elsewhere than on a CPU always as many: products of another
         number of rows may take other kernels, which round otherwise."""
-        if not self._is_on_cpu:
+        layers = self._layers
+        if layers is None:
             return TILE
-        return min(-(-num_left // STEP) * STEP, LARGEST_TILE)
+        return min(-(-num_left // layers.step) * layers.step, LARGEST_TILE)
 
     @cached_property
-    def _compute(self) -> Callable[[Tensor], Tensor]:
-        """What `rows` computes with; made when it is first asked, so not in training."""
-        if not self._is_on_cpu:
-            return self.outputs
-        layers = LocalLayers(
+    def _layers(self) -> LocalLayers | None:
+        """What computes rows on a CPU; made when they are first asked for, so not in training."""
+        if self.device.type != "cpu":
+            return None
+        return LocalLayers(
             self.config,
             self._embeddings,
             self.weights.layers,
             self.weights.gate,
-            self._activation,
             is_centre=self.form is Form.CENTRE,
         )
-        return layers.outputs
 
     def outputs(self, slots: Tensor) -> Tensor:
         """int64 `[n, 3]` n-grams to gated outputs `[n, num_slots, hidden]`, all at once.
@@ -205,14 +209,9 @@ class LocalEncoder:
         positions = segments.position_of_token
         if position_offsets is not None:
             positions = positions + position_offsets[segments.row_of_token]
-        hidden = rows.to(self.dtype) + F.embedding(positions, self.weights.positions)
-        types = self.weights.types
-        if types is not None:
-            if type_ids is None or len(types) == 1:
-                hidden = hidden + types[0]
-            else:
-                hidden = hidden + F.embedding(type_ids, types)
-        return self.weights.norm(hidden)
+        if type_ids is not None and self._num_types > 1:
+            positions = positions + type_ids * len(self.weights.positions)
+        return self.weights.norm(rows.to(self.dtype) + F.embedding(positions, self._places))
 
     def _embed(self, slots: Tensor) -> Tensor:
         """`[n, 3]` to `[n, 3, hidden]`: the base's embeddings at its first three positions."""

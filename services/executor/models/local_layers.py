@@ -6,21 +6,32 @@ Knows one tile of n-grams; does not know keys, the tiles beside it, or gradients
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from services.common.base_config import BaseConfig
+from services.common.base_config import Activation, BaseConfig
 from services.executor.models.packed import Product
 from services.executor.models.weights import Embeddings, Layer, Linear, Norm
 
 SLOTS = 3
-STEP = 32  # n-grams: of a multiple, every elementwise step fills whole vectors
 _CENTRE = 1
-_VECTOR = 32
+_VECTOR = 32  # numbers in the widest vector register, of the shortest type
+_ROWS = 192
+
+
+# In place: what they change is theirs alone.
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.GELU: torch.ops.aten.gelu_,
+    Activation.GELU_TANH: partial(torch.ops.aten.gelu_, approximate="tanh"),
+    Activation.RELU: torch.relu_,
+    Activation.SILU: torch.ops.aten.silu_,
+}
 
 
 class _Parts(NamedTuple):
@@ -60,9 +71,12 @@ class LocalLayers:
         embeddings: The base's.
         layers: The local layers.
         gate: As in `LocalWeights`.
-        activation: Of the feed-forward layers.
         is_centre: Whether the centre's vector alone is put out: the last layer is then computed
             for it alone.
+
+    Attributes:
+        step: N-grams of a tile come in multiples of it, so that every elementwise step fills whole
+            vectors: what remains is computed otherwise, and may round otherwise.
     """
 
     def __init__(
@@ -71,7 +85,6 @@ class LocalLayers:
         embeddings: Embeddings,
         layers: tuple[Layer, ...],
         gate: Linear,
-        activation: Callable[[Tensor], Tensor],
         *,
         is_centre: bool,
     ) -> None:
@@ -90,10 +103,12 @@ class LocalLayers:
         self._gate = Product(
             Linear(gate.weight.expand(_VECTOR, -1).contiguous(), gate.bias.expand(_VECTOR))
         )
-        self._activation = activation
+        self._activate = _ACTIVATIONS[config.activation]
         self._is_centre = is_centre
         self._num_heads, self._head_size = config.num_heads, config.head_size
         self._width = config.hidden_size
+        # The narrowest step is that of the weights of attention, `[pairs, n, heads]`.
+        self.step = max(_VECTOR // math.gcd(_VECTOR, config.num_heads), _VECTOR // 2)
         # [heads, hidden]: sums a head's products.
         ones = torch.eye(config.num_heads, dtype=self._words.dtype)
         ones = ones.repeat_interleave(config.head_size, dim=1)
@@ -102,7 +117,7 @@ class LocalLayers:
     def outputs(self, slots: Tensor) -> Tensor:
         """int64 `[n, 3]` n-grams to gated outputs `[n, 1 or 3, hidden]`; absent slots are zero.
 
-        An n-gram's outputs are the same bits in whatever company, if n is a multiple of STEP.
+        An n-gram's outputs are the same bits in whatever company, if n is a multiple of `step`.
         """
         num, width = len(slots), self._width
         by_slot = slots.t()
@@ -133,8 +148,11 @@ class LocalLayers:
         key, value = seen[..., -2 * width :].chunk(2, dim=-1)
         context = self._attend(query, key, value, mask, products[: len(query)])
         x = parts.attention_norm(parts.attention_output(context).add_(asked))
-        inner = self._activation(parts.ffn_input(x))
-        return parts.ffn_norm(parts.ffn_output(inner).add_(x))
+        # Piece by piece, so that the activation finds in the cache what the product left there;
+        # one map after the other, so that each one's weights stay in it.
+        inner = [self._activate(parts.ffn_input(some)) for some in torch.split(x, _ROWS)]
+        outer = torch.cat([parts.ffn_output(some) for some in inner])
+        return parts.ffn_norm(outer.add_(x))
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, products: Tensor

@@ -44,7 +44,8 @@ class Product:
         pieces = _pieces(self._kind, len(x), torch.get_num_threads())
         if len(pieces) == 1 and pieces[0] == len(x):
             return self._multiply(x)
-        filled = F.pad(x, (0, 0, 0, sum(pieces) - len(x)))
+        num_missing = sum(pieces) - len(x)
+        filled = F.pad(x, (0, 0, 0, num_missing)) if num_missing else x
         parts = [self._multiply(part) for part in torch.split(filled, pieces)]
         return torch.cat(parts)[: len(x)]
 
