@@ -75,7 +75,7 @@ class Stack:
 
     def settle(self) -> dict[str, Domain]:
         """The domains once no update is being worked on."""
-        until(lambda: not any(n.is_updating for n in self.domains().values()), every_s=0.1)
+        until(lambda: not any(n.is_updating for n in self.domains().values()), 60, every_s=0.1)
         return self.domains()
 
     def alphas(self) -> dict[str, float]:
