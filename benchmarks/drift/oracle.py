@@ -125,11 +125,12 @@ class Oracle:
 
 def chosen(answers: Sequence[Answered], num: int, seed: int = 0) -> list[Answered]:
     """A sample: of each domain the first and last answer of every table version, and as many of the
-    others as make `num`."""
+    others as make `num`; answers of one table version come together."""
     ends: dict[tuple[str, str], list[Answered]] = {}
     for answer in answers:
         of = ends.setdefault((answer.path, answer.table_version), [])
         of[1:] = [answer]
     sample = [answer for of in ends.values() for answer in of]
     rest = np.random.default_rng(seed).permutation(len(answers))[: max(0, num - len(sample))]
-    return sample + [answers[place] for place in rest]
+    sample += [answers[place] for place in rest]
+    return sorted(sample, key=lambda answer: (answer.path, answer.table_version))

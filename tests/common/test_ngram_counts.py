@@ -150,3 +150,23 @@ def test_a_damaged_container_is_refused_or_read_never_anything_else(data: st.Dat
     except InvalidArgument:
         return
     assert cut == len(blob)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.dictionaries(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=4),
+    st.integers(1, 6),
+)
+def test_counts_merged_range_after_range_are_their_sum(
+    runs: list[dict[int, int]], at_once: int
+) -> None:
+    keys = [np.array(sorted(run), np.int64) for run in runs]
+    counts = [np.array([run[key] for key in sorted(run)], np.int64) for run in runs]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("services.common.ngram_counts._MERGED_AT_ONCE", at_once)
+        merged, sums = merge_counts(keys, counts)
+    total: Counter[int] = Counter()
+    for run in runs:
+        total.update(run)
+    assert dict(zip(merged.tolist(), sums.tolist(), strict=True)) == total
+    assert merged.tolist() == sorted(total)

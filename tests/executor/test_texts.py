@@ -1,0 +1,62 @@
+"""Text files as tokens: documents keep their ends however they are read, and come back whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from services.executor.construct import texts
+from services.executor.construct.texts import Tokens, tokenize
+from tests.gateway.conftest import tokenizer_json
+
+DOCUMENTS = ["the cat sat\non the mat\n", "the dog ran\n" * 7, "paris\n"]
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    made = Tokenizer.from_str(tokenizer_json().decode())
+    made.no_padding()
+    return made
+
+
+@pytest.mark.parametrize(("lines", "num_bytes"), [(512, 1 << 20), (7, 1 << 20), (512, 12), (1, 1)])
+def test_documents_end_where_an_empty_line_is_however_many_lines_are_read_at_once(
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    lines: int,
+    num_bytes: int,
+) -> None:
+    monkeypatch.setattr(texts, "_LINES", lines)
+    monkeypatch.setattr(texts, "_BYTES", num_bytes)
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n" + "\n".join(DOCUMENTS))
+    seen: list[int] = []
+    tokens = tokenize([path], tokenizer, tmp_path / "tokens", seen.append)
+    lengths = [
+        sum(len(tokenizer.encode(line, add_special_tokens=False).ids) for line in text.splitlines())
+        for text in DOCUMENTS
+    ]
+    assert np.diff(tokens.documents).tolist() == lengths
+    assert sum(seen) == path.stat().st_size
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3, 10, 1000])
+def test_rows_are_all_documents_in_order_and_only_long_ones_in_parts(max_tokens: int) -> None:
+    documents = np.array([0, 2, 3, 13, 14, 20])
+    tokens = Tokens(np.arange(20, dtype=np.uint32), documents)
+    rows = list(tokens.rows(max_tokens))
+    assert np.concatenate([ids for ids, _ in rows]).tolist() == list(range(20))
+    for ids, lengths in rows:
+        assert len(ids) == lengths.sum() <= max_tokens
+    ends = np.cumsum(np.concatenate([lengths for _, lengths in rows]))
+    assert set(documents[1:]) <= set(ends)
+    parts = set(ends) - set(documents)
+    assert all(
+        length > max_tokens
+        for end in parts
+        for length in np.diff(documents)[np.searchsorted(documents, [end]) - 1]
+    )
