@@ -1,15 +1,18 @@
 """What serving many adapters in one batch costs, on this machine's CPU.
 
 MiniLM in bfloat16, 32 rows of 48 tokens, a distinct LoRA (r = 8, query and value) on every row:
-against the same batch with no adapter at all, and against other systems. Outputs are checked first,
-in float32, against one merged copy a tenant.
+against the same batch with no adapter at all, against the same tokens in rows of many lengths, and
+against other systems. Outputs are checked first, in float32, against one merged copy a tenant.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from benchmarks import report, workload
 from benchmarks.report import Goal, Report
 from benchmarks.rivals import SYSTEMS, Rival, System, Unavailable
+from services.executor.models import segments
 from services.executor.models.encoder import Encoder, load_base
 
 NUM_ROWS, ROW_TOKENS = 32, 48
@@ -62,6 +66,45 @@ def overhead(result: Report, ours: workload.Ours) -> None:
     result.add("A/A: base / base", report.ratio(samples["base again"], samples["base"]), "")
 
 
+def lengths_of_traffic() -> list[int]:
+    """As many lengths as there are rows, log-normal (sigma 0.8) and with the same sum."""
+    quantiles = [(row + 0.5) / NUM_ROWS for row in range(NUM_ROWS)]
+    weights = np.exp(0.8 * np.array([NormalDist().inv_cdf(each) for each in quantiles]))
+    ends = np.rint(np.cumsum(weights) / weights.sum() * NUM_ROWS * ROW_TOKENS).astype(int)
+    lengths: list[int] = np.diff(ends, prepend=0).tolist()
+    return lengths
+
+
+def all_padded(sample: Callable[[], float]) -> Callable[[], float]:
+    """The same with every row padded to the longest."""
+
+    def padded() -> float:
+        with patch.object(segments, "_RAGGED", float("inf")):
+            return sample()
+
+    return padded
+
+
+def raggedness(result: Report, ours: workload.Ours, ragged: workload.Ours) -> None:
+    """The same tokens and models in rows of many lengths."""
+    sample = workload.stopwatch(ragged.hidden, CPU)
+    samples = report.alternate(
+        {
+            "uniform": workload.stopwatch(ours.hidden, CPU),
+            "ragged": sample,
+            "padded": all_padded(sample),
+        },
+        repeats=RIVAL_REPEATS,
+    )
+    lengths = f"lengths {min(ragged.lengths)} to {max(ragged.lengths)}"
+    result.add(
+        f"{lengths} / all {ROW_TOKENS}", report.ratio(samples["ragged"], samples["uniform"]), ""
+    )
+    result.add(
+        f"padded to the longest / {lengths}", report.ratio(samples["padded"], samples["ragged"]), ""
+    )
+
+
 def against(
     result: Report, system: System, directory: Path, ours: workload.Ours, expected: Tensor
 ) -> None:
@@ -99,10 +142,13 @@ def main() -> None:
     expected = workload.oracle(exact, adapters, token_ids)
     outputs = workload.Ours(exact, adapters, token_ids).hidden().view_as(expected)
     workload.check("ours", outputs, expected, TOLERANCE)
-    ours = workload.Ours(base(torch.bfloat16), adapters, token_ids)
+    half = base(torch.bfloat16)
+    ours = workload.Ours(half, adapters, token_ids)
+    ragged = workload.Ours(half, adapters, token_ids, lengths_of_traffic())
     with Report("adapters") as result, tempfile.TemporaryDirectory() as scratch:
         result.note("onnxruntime computes in float32, everything else in bfloat16")
         overhead(result, ours)
+        raggedness(result, ours, ragged)
         lay_out(Path(scratch), adapters, token_ids)
         for system in SYSTEMS:
             against(result, system, Path(scratch), ours, expected)

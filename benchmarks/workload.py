@@ -138,12 +138,19 @@ class Ours:
     Args:
         adapters: Of each row.
         token_ids: int64 `[rows, len]`.
+        lengths: Cuts the same tokens into other rows, as many; None leaves them.
     """
 
-    def __init__(self, encoder: Encoder, adapters: Sequence[Lora], token_ids: Tensor) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        adapters: Sequence[Lora],
+        token_ids: Tensor,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         self.encoder = encoder
         self.token_ids = token_ids.reshape(-1).to(encoder.device)
-        self.lengths = [token_ids.shape[1]] * token_ids.shape[0]
+        self.lengths = list(lengths or [token_ids.shape[1]] * token_ids.shape[0])
         packed = [
             pack(admit(lora.blob(), encoder.config), encoder.config, dtype=encoder.dtype)
             for lora in adapters

@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from services.common.errors import Internal
+from services.executor.models.segments import Segments
 from tests.executor.tiny_tasks import (
     HIDDEN,
     LAYERS,
@@ -99,6 +100,17 @@ def test_different_adapters_give_answers_far_apart(base: Path) -> None:
     assert distances.min() > 1e-2
 
 
+def test_rows_of_many_lengths_answer_as_each_does_alone(base: Path) -> None:
+    lengths = [2, 3, 22, 5, 2, 9, 20, 3, 2, 2, 2, 2]
+    rows = texts(lengths)
+    assert Segments(lengths, torch.device("cpu")).is_ragged
+    with stack(base) as made:
+        slots = [made.acquire(made.push(lora_blob(i), f"m{i}")) for i in range(len(rows))]
+        together = made.run(slots, rows)
+        for slot, row, answer in zip(slots, rows, together, strict=True):
+            torch.testing.assert_close(made.run([slot], [row])[0], answer, atol=1e-5, rtol=0)
+
+
 def test_a_released_slot_cannot_compute(base: Path) -> None:
     with stack(base) as made:
         slot = made.acquire(made.push(lora_blob(0)))
@@ -108,8 +120,6 @@ def test_a_released_slot_cannot_compute(base: Path) -> None:
 
 
 def test_rows_that_enter_later_keep_their_own_adapters(base: Path) -> None:
-    from services.executor.models.segments import Segments
-
     rows = texts([5, 7, 4])
     segments = Segments([5, 7, 4], torch.device("cpu"))
     hidden = torch.randn(16, HIDDEN, generator=torch.Generator().manual_seed(1))

@@ -1,10 +1,16 @@
 """Boundaries of packed rows."""
 
+from unittest.mock import patch
+
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.executor.adapters.groups import RowGroup
+from services.executor.models import segments as segments_module
+from services.executor.models.attention import OwnRow, attend
 from services.executor.models.segments import Segments
 
 CPU = torch.device("cpu")
@@ -74,3 +80,50 @@ def test_indices_live_on_the_device() -> None:
     segments = Segments([3, 1], torch.device("cuda"))
     assert segments.padded_index.is_cuda
     assert segments.pad(torch.ones(4, 2, device="cuda")).is_cuda
+
+
+very_different = st.lists(st.integers(1, 70), min_size=2, max_size=9).map(lambda few: [*few, 300])
+
+
+def attended(qkv: torch.Tensor, segments: Segments) -> torch.Tensor:
+    return attend(qkv, segments, num_heads=2, layer=0, key_values=OwnRow())
+
+
+@settings(deadline=None, max_examples=25)
+@given(very_different)
+def test_rows_of_many_lengths_attend_as_if_all_were_padded(lengths: list[int]) -> None:
+    segments = Segments(lengths, CPU)
+    assert segments.is_ragged
+    qkv = torch.randn(segments.num_tokens, 3 * 8)
+    with patch.object(segments_module, "_RAGGED", float("inf")):
+        expected = attended(qkv, Segments(lengths, CPU))
+    assert torch.allclose(attended(qkv, segments), expected, atol=1e-5)
+
+
+def test_nothing_of_one_row_reaches_another_of_its_length_group() -> None:
+    segments = Segments([5, 7, 300], CPU)
+    qkv = torch.randn(segments.num_tokens, 3 * 8)
+    expected = attended(qkv, segments)
+    qkv[:5] = float("nan")
+    seen = attended(qkv, segments)
+    assert seen[:5].isnan().all()
+    assert torch.equal(seen[5:], expected[5:])
+
+
+@given(very_different, st.data())
+def test_pieces_of_rows_are_the_groups_tokens_in_order(
+    lengths: list[int], data: st.DataObject
+) -> None:
+    has = [*data.draw(st.lists(st.booleans(), max_size=len(lengths) - 1)), *[True] * 2]
+    has = has[: len(lengths)]
+    group = RowGroup(Segments(lengths, CPU), has)
+    member = [row for row, yes in enumerate(has) if yes]
+    assert group.segments.num_tokens == sum(lengths[row] for row in member)
+    row_of_piece_token = np.repeat(group.rows, group.segments.lengths)
+    assert row_of_piece_token.tolist() == [row for row in member for _ in range(lengths[row])]
+
+
+def test_long_rows_among_short_ones_are_cut_and_padded_little() -> None:
+    segments = Segments([10] * 20 + [300], CPU)
+    cut = RowGroup(segments, [True] * 21).segments
+    assert cut.num_rows * cut.max_len < 2 * segments.num_tokens

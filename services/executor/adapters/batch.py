@@ -34,7 +34,8 @@ class BatchBypass:
     """The bypass of a batch whose rows have these slots. Implements `Bypass`.
 
     Args:
-        slots: One a row, all held by the caller until the batch is done.
+        slots: One a row, all held by the caller until the batch is done. Rows beyond them have no
+            adapter.
     """
 
     def __init__(

@@ -1,6 +1,8 @@
 """Some of a packed batch's rows, seen padded: what per-row products work on.
 
 Knows positions only. Where the group is the whole batch and no row is padded, everything is a view.
+Rows of very different lengths are cut into pieces: a token's product does not ask for its row's
+other tokens, and padding all to the longest would cost more than the pieces' further weights.
 """
 
 from __future__ import annotations
@@ -14,13 +16,21 @@ from torch import Tensor
 
 from services.executor.models.segments import Segments
 
+_PIECES = np.array([8, 16, 32, 64, 128])
+# What the weights of one more piece cost, in tokens of padding.
+_PIECE_COST = 16
+
 
 class RowGroup:
     """Rows of a batch that share a kind of adapter.
 
     Args:
         segments: The batch.
-        has: Which rows belong to the group; at least one.
+        has: Which rows belong to the group, at least one; rows beyond its end do not.
+
+    Attributes:
+        rows: The batch's row of each of the group's, or of each piece of one.
+        segments: Of the group's rows, or of their pieces.
     """
 
     def __init__(self, segments: Segments, has: Sequence[bool]) -> None:
@@ -30,9 +40,15 @@ class RowGroup:
         self.segments = segments
         if not self.is_all:
             lengths = np.asarray(segments.lengths)
-            member = torch.from_numpy(np.repeat(np.asarray(has), lengths))
-            self._tokens = member.nonzero().view(-1).to(segments.device)
+            member = np.zeros(segments.num_rows, dtype=bool)
+            member[self.rows] = True
+            tokens = torch.from_numpy(np.flatnonzero(np.repeat(member, lengths)))
+            self._tokens = tokens.to(segments.device)
             self.segments = Segments(lengths[self.rows].tolist(), segments.device)
+        if self.segments.is_ragged:
+            own, lengths = _pieces(np.asarray(self.segments.lengths))
+            self.rows = self.rows[own]
+            self.segments = Segments(lengths.tolist(), segments.device)
 
     @property
     def is_view(self) -> bool:
@@ -69,3 +85,14 @@ class RowGroup:
         if self._tokens is None:
             return tokens
         return packed.index_copy_(0, self._tokens, tokens)
+
+
+def _pieces(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Each piece's row and length, when rows are cut where it costs least."""
+    counts = -(-lengths // _PIECES[:, None])
+    best = (counts.sum(1) * (_PIECES + _PIECE_COST)).argmin()
+    size, count = _PIECES[best], counts[best]
+    rows = np.repeat(np.arange(len(lengths)), count)
+    pieces = np.full(len(rows), size)
+    pieces[np.cumsum(count) - 1] = lengths - (count - 1) * size
+    return rows, pieces

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from services.common.errors import HmiError, Internal, Unavailable
 from services.executor.engine.batching import Needs, Plan, Row
+from services.executor.engine.filling import fill
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Event, Item
 from services.executor.engine.tables import Retrieved, Source
@@ -138,14 +139,15 @@ class Engine:
         slots = [row.slot for part in parts for row in part.rows]
         segments = Segments([item.num_tokens for item in items], base.device)
         entering = [_enter(part, segments if len(parts) == 1 else None) for part in parts]
+        hidden, filled = fill(entering[0] if len(parts) == 1 else torch.cat(entering), segments)
         hidden = base.encoder.run(
-            entering[0] if len(parts) == 1 else torch.cat(entering),
-            segments,
+            hidden,
+            filled,
             layers=range(base.num_layers),
-            bypass=base.adapters.bypass(slots, segments),
-            entry_layers=_entry_layers(items),
+            bypass=base.adapters.bypass(slots, filled),
+            entry_layers=_entry_layers(items, filled.num_rows),
         )
-        return base.heads.run(slots, hidden, segments)
+        return base.heads.run(slots, hidden[: segments.num_tokens], segments)
 
 
 def _enter(part: Part, segments: Segments | None) -> Tensor:
@@ -202,10 +204,10 @@ def _position_offsets(items: Sequence[Item], device: torch.device) -> Tensor | N
     return torch.tensor([item.position_offset for item in items], device=device)
 
 
-def _entry_layers(items: Sequence[Item]) -> list[int] | None:
-    if not any(item.entry_layer for item in items):
-        return None
-    return [item.entry_layer for item in items]
+def _entry_layers(items: Sequence[Item], num_rows: int) -> list[int] | None:
+    """Each row's; a row beyond the items enters with the last of them."""
+    layers = [item.entry_layer for item in items]
+    return layers + layers[-1:] * (num_rows - len(items)) if any(layers) else None
 
 
 def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:

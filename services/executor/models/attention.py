@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from services.executor.models.segments import Segments
+from services.executor.models.segments import ByLength, Segments
 
 
 class Visible(NamedTuple):
@@ -66,10 +67,38 @@ def attend(
         `[tokens, hidden]`.
     """
     heads = qkv.view(qkv.shape[0], 3, num_heads, -1)
-    # [3, rows, heads, max_len, head_size]; a view when all rows are equally long.
-    query, keys, values = segments.pad(heads).permute(2, 0, 3, 1, 4).unbind(0)
+    if segments.is_ragged and isinstance(key_values, OwnRow):
+        return _by_length(heads, segments.by_length, layer, key_values)
+    context = _padded(segments.pad(heads), segments, layer, key_values)
+    return segments.unpad(context)
+
+
+def _by_length(heads: Tensor, rows: ByLength, layer: int, key_values: KeyValues) -> Tensor:
+    """`[tokens, 3, heads, head_size]` to `[tokens, hidden]`, padding no more than is needed."""
+    contexts: list[Tensor] = []
+    for group in rows.groups:
+        own = group.segments
+        padded = heads.index_select(0, group.source)
+        padded = padded.view(own.num_rows, own.max_len, *heads.shape[1:])
+        contexts.append(_padded(padded, own, layer, key_values).flatten(0, 1))
+    return torch.cat(contexts).index_select(0, rows.place)
+
+
+def _padded(heads: Tensor, segments: Segments, layer: int, key_values: KeyValues) -> Tensor:
+    """`[rows, max_len, 3, heads, head_size]` to `[rows, max_len, hidden]`."""
+    query, keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)
     visible = key_values.extend(layer, keys, values, segments)
-    context = F.scaled_dot_product_attention(
-        query, visible.keys, visible.values, attn_mask=visible.mask
-    )
-    return segments.unpad(context.transpose(1, 2)).reshape(qkv.shape[0], -1)
+    # The fused kernel's backward pass is slower on a CPU than two batched products are.
+    is_learning = query.requires_grad and query.device.type == "cpu"
+    attention = _unfused if is_learning else F.scaled_dot_product_attention
+    context = attention(query, visible.keys, visible.values, visible.mask)
+    return context.transpose(1, 2).flatten(2)
+
+
+def _unfused(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """The same as `F.scaled_dot_product_attention`, with the weights written out."""
+    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    context: Tensor = scores.softmax(-1) @ values
+    return context

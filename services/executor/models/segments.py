@@ -8,10 +8,17 @@ Knows lengths and indices only; does not know what the tokens mean. A packed ten
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+# Padded to the longest row, a batch may have this many times its tokens, and a few more.
+_RAGGED = 1.25
+_FEW_TOKENS = 64
 
 
 class Segments:
@@ -88,3 +95,62 @@ class Segments:
     def prefix(self, num_rows: int) -> Segments:
         """The segments of the first `num_rows` rows."""
         return self if num_rows == self.num_rows else Segments(self.lengths[:num_rows], self.device)
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether padding all rows to the longest wastes enough to be worth avoiding."""
+        return self.num_rows * self.max_len > _RAGGED * self.num_tokens + _FEW_TOKENS
+
+    @cached_property
+    def by_length(self) -> ByLength:
+        """The rows in groups of similar length, which waste little when padded."""
+        return ByLength.of(np.asarray(self.lengths), self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthGroup:
+    """Rows of similar length.
+
+    Attributes:
+        segments: Of these rows alone.
+        source: int64 `[rows * max_len]`: the batch's token at each place of the padded form. A
+            gap repeats its own row's last token: nothing of one row ever meets another's.
+    """
+
+    segments: Segments
+    source: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ByLength:
+    """A batch's rows in groups, shortest first.
+
+    Attributes:
+        place: int64 `[tokens]`: where each token of the batch stands in the groups' padded forms,
+            one after another.
+    """
+
+    groups: Sequence[LengthGroup]
+    place: Tensor
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.int64], device: torch.device) -> ByLength:
+        """A group for each octave of lengths."""
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        octave = np.frexp(lengths - 0.5)[1]  # 2 ** (octave - 1) < length <= 2 ** octave
+        place = np.empty(ends[-1], dtype=np.int64)
+        groups: list[LengthGroup] = []
+        offset = 0
+        for each in np.unique(octave):
+            rows = np.flatnonzero(octave == each)
+            width = lengths[rows].max()
+            within = np.minimum(np.arange(width), lengths[rows, None] - 1)
+            source = starts[rows, None] + within
+            places = offset + np.arange(source.size).reshape(source.shape)
+            is_token = np.arange(width) < lengths[rows, None]
+            place[source[is_token]] = places[is_token]
+            offset += source.size
+            own = Segments(lengths[rows].tolist(), device)
+            groups.append(LengthGroup(own, torch.from_numpy(source.reshape(-1)).to(device)))
+        return cls(groups, torch.from_numpy(place).to(device))
