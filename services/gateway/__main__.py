@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import uuid
 
 from hmi.knowledge.v1 import knowledge_pb2
@@ -40,6 +41,8 @@ async def main(settings: GatewaySettings) -> None:
 
 
 if __name__ == "__main__":
+    # A batch's texts stay on its own thread: HMI_TOKENIZER_THREADS says how many there are.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level)
     run(main(settings))

@@ -93,6 +93,7 @@ class _Batcher:
         self._tokenizer = tokenizer
         self._pool = pool
         self._num_free = num_threads
+        self._is_planned = False
         self._waiting: dict[str, deque[_Job]] = {}  # by tenant, whose turn it is first
         self._alone: deque[_Job] = deque()
 
@@ -101,10 +102,14 @@ class _Batcher:
     ) -> asyncio.Future[list[Encoded]]:
         future: asyncio.Future[list[Encoded]] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(_Job(texts, with_offsets, future))
-        self._start()
+        # What comes in the same turn of the event loop goes to a thread together.
+        if not self._is_planned:
+            self._is_planned = True
+            asyncio.get_running_loop().call_soon(self._start)
         return future
 
     def _start(self) -> None:
+        self._is_planned = False
         while self._num_free and (jobs := self._next_jobs()):
             self._num_free -= 1
             loop = asyncio.get_running_loop()
