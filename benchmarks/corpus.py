@@ -128,7 +128,7 @@ def learn(path: Path, counter: NgramCounter | None = None, max_tokens: int = 1 <
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         tokens = tokenize([path], tokenizer, Path(directory))
         Pieces.cut(tokens, 510, seed=0)
-        for ids, lengths in tokens.rows(max_tokens):
+        for ids, lengths in tokens.texts(101, 102, max_tokens):
             counter.add(ids, lengths)
     counter.counts("")
 

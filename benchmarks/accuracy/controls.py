@@ -59,7 +59,10 @@ class Plan:
         pieces = Pieces.cut(tokens, self.base.config.max_tokens - 2, self.schedule.seed)
         learnt, held_out = pieces.split(min(_HELD_OUT, len(pieces) // 5 + 1), self.schedule.seed)
         first, last = tokenizer.encode("").ids
-        distill(student, (first, last), learnt, held_out, self.schedule, directory=directory)
+        special = (first, last)
+        distill(
+            student, special, learnt, held_out, self.schedule, subject=name, directory=directory
+        )
         if isinstance(student, dropping.DroppedStudent):
             dropping.save(directory, student)
             return

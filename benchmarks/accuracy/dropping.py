@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from services.common.local_encoder_format import Form
+from services.executor.construct.shown import Texts
 from services.executor.construct.student import (
     Student,
-    Texts,
-    relative_error,
+    mean_error,
     start,
     states_above,
     teacher_states,
@@ -57,14 +56,13 @@ class DroppedStudent(Student):
 
     def states(self, texts: Texts, slots: Tensor) -> list[Tensor]:
         upper = with_upper(self.base, self.split, self.tensors)
-        hidden = upper.embed(texts.token_ids, None, texts.segments)
+        hidden = upper.embed(texts.token_ids, texts.type_ids, texts.segments)
         return states_above(upper, hidden, texts.segments, self.split)
 
     def loss(self, texts: Texts, slots: Tensor) -> Tensor:
         """The outputs of the layers that stay; their input cannot be learnt."""
         targets = teacher_states(self.base, texts, self.split)
-        pairs = list(zip(self.states(texts, slots), targets, strict=True))[1:]
-        return torch.stack([relative_error(state, target) for state, target in pairs]).mean()
+        return mean_error(self.states(texts, slots)[1:], targets[1:], texts.num_tokens)
 
 
 def with_upper(base: Encoder, split: int, tensors: dict[str, Tensor]) -> Encoder:

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.accuracy.tasks import Task
 from services.common import ngrams
 from services.common.ngrams import IntArray
-from services.executor.construct.student import DROP_OUTER
+from services.executor.construct.shown import DROP_OUTER
 from services.executor.models.bypass import NoBypass
 from services.executor.models.encoder import Encoder
 from services.executor.models.local_encoder import LocalEncoder

@@ -27,7 +27,8 @@ from benchmarks.accuracy.tables import domain_rows, hit_shares
 from benchmarks.accuracy.tasks import Task
 from services.common import ngrams
 from services.common.local_encoder_format import Form
-from services.executor.construct.student import Student, Texts, start
+from services.executor.construct.shown import Texts
+from services.executor.construct.student import Student, start
 from services.executor.models.bypass import NoBypass
 from services.executor.models.encoder import Encoder, load_base
 from services.executor.models.local_encoder import LocalEncoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from services.executor.construct.adapt import AdaptOptions, adapt
 from services.executor.construct.distill import Schedule, State
 from services.executor.construct.progress import Watcher
 from services.executor.construct.run import ROOT_KEYS, DistillOptions, run, unsplit_digest
-from services.executor.construct.student import MERGE, drop_outer
+from services.executor.construct.shown import PAIRED, ROUND, Texts, drop_outer
+from services.executor.construct.student import MERGE
 from services.executor.construct.texts import Pieces, Tokens
 from tests import tiny
 
@@ -142,9 +144,52 @@ def test_outer_slots_are_dropped_as_often_as_said_and_the_centre_never() -> None
     assert (absent.sum(1) > 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
 
 
+def test_some_texts_are_shown_as_pairs_and_the_rest_is_filling() -> None:
+    rows = [np.arange(10, 40) for _ in range(400)]
+    rng = np.random.default_rng(0)
+    texts = Texts.to_learn(rows, 7, torch.device("cpu"), rng)
+    assert texts.num_tokens == 400 * 30
+    assert texts.segments.num_tokens % ROUND == 0
+    assert texts.type_ids is not None
+    ids = texts.token_ids[: texts.num_tokens].view(400, 30)
+    types = texts.type_ids[: texts.num_tokens].view(400, 30)
+    is_pair = types.any(1)
+    assert is_pair.float().mean().item() == pytest.approx(PAIRED, abs=0.05)
+    assert (ids[~is_pair] == torch.arange(10, 40)).all()
+    for one, kinds in zip(ids[is_pair], types[is_pair], strict=True):
+        at = one.tolist().index(7)
+        assert kinds.tolist() == [0] * (at + 1) + [1] * (29 - at)
+    # What the student is asked for does not depend on what fills the batch up.
+    assert not texts.type_ids[texts.num_tokens :].any()
+
+
+def test_the_root_holds_what_begins_and_ends_a_text(
+    options: DistillOptions, tmp_path: Path
+) -> None:
+    untaught = replace(options, out=tmp_path, schedule=Schedule(num_tokens=0))
+    run(replace(untaught, max_root_entries=10_000))
+    counts = NgramCounts.from_bytes((tmp_path / ROOT_KEYS).read_bytes())
+    left, _, right = ngrams.unpack(counts.keys).T
+    begins, ends = 2, 3  # [CLS] and [SEP] in a tiny base; a slot holds the id plus one
+    assert (left == begins + 1).any()
+    assert (right == ends + 1).any()
+
+
+def test_a_checkpoint_of_another_form_is_not_continued(
+    finished: DistillOptions, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.out, tmp_path / "out")
+    other = replace(finished, out=tmp_path / "out", form=Form.SUM)
+    fresh = replace(other, out=tmp_path / "fresh")
+    run(other)
+    run(fresh)
+    for name, tensor in tensors_of(fresh.out).items():
+        assert torch.equal(tensor, tensors_of(other.out)[name])
+
+
 def test_pieces_cover_documents_without_crossing_them() -> None:
     documents = np.array([0, 300, 340, 2000], dtype=np.int64)
-    tokens = Tokens(np.arange(2000, dtype=np.uint32), documents)
+    tokens = Tokens(np.arange(2000, dtype=np.uint32), documents, documents)
     pieces = Pieces.cut(tokens, 62, seed=1)
     ends = pieces.starts + pieces.lengths
     assert pieces.lengths.max() <= 62

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -41,22 +42,21 @@ def test_documents_end_where_an_empty_line_is_however_many_lines_are_read_at_onc
         for text in DOCUMENTS
     ]
     assert np.diff(tokens.documents).tolist() == lengths
+    by_line = [
+        len(tokenizer.encode(line, add_special_tokens=False).ids)
+        for text in DOCUMENTS
+        for line in text.splitlines()
+    ]
+    assert np.diff(tokens.lines).tolist() == [length for length in by_line if length]
     assert sum(seen) == path.stat().st_size
 
 
 @pytest.mark.parametrize("max_tokens", [1, 3, 10, 1000])
-def test_rows_are_all_documents_in_order_and_only_long_ones_in_parts(max_tokens: int) -> None:
-    documents = np.array([0, 2, 3, 13, 14, 20])
-    tokens = Tokens(np.arange(20, dtype=np.uint32), documents)
-    rows = list(tokens.rows(max_tokens))
-    assert np.concatenate([ids for ids, _ in rows]).tolist() == list(range(20))
-    for ids, lengths in rows:
-        assert len(ids) == lengths.sum() <= max_tokens
-    ends = np.cumsum(np.concatenate([lengths for _, lengths in rows]))
-    assert set(documents[1:]) <= set(ends)
-    parts = set(ends) - set(documents)
-    assert all(
-        length > max_tokens
-        for end in parts
-        for length in np.diff(documents)[np.searchsorted(documents, [end]) - 1]
-    )
+def test_every_line_is_a_text_between_special_tokens(max_tokens: int) -> None:
+    lines = np.array([0, 2, 3, 13, 14, 20])
+    tokens = Tokens(np.arange(20, dtype=np.uint32), np.array([0, 20]), lines)
+    seen: list[list[int]] = []
+    for ids, lengths in tokens.texts(101, 102, max_tokens):
+        assert len(lengths) == 1 or len(ids) - 2 * len(lengths) <= max_tokens
+        seen += [row.tolist() for row in np.split(ids, np.cumsum(lengths)[:-1])]
+    assert seen == [[101, *range(start, end), 102] for start, end in itertools.pairwise(lines)]

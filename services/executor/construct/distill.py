@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.executor.construct.judge import Fidelity, judge
-from services.executor.construct.student import Student, Texts, drop_outer
+from services.executor.construct.shown import Texts, drop_outer
+from services.executor.construct.student import Student
 from services.executor.construct.texts import Pieces
 
 CHECKPOINT = "checkpoint.pt"
@@ -85,24 +87,25 @@ def distill(
     held_out: Pieces,
     schedule: Schedule,
     *,
+    subject: str,
     directory: Path,
     on_step: Callable[[State], None] = lambda _state: None,
 ) -> Outcome:
     """Teach the student until the schedule's tokens are used up.
 
     Args:
+        subject: Tells what is learnt from what: a checkpoint of another subject is not continued.
         base_token_ids: What begins and ends a text: [CLS] and [SEP].
         directory: Holds the checkpoint.
     """
-    run = _Run(student, pieces, schedule, directory)
+    run = _Run(student, f"{subject} from {pieces.digest}", schedule, directory)
     run.resume()
     batches = pieces.batches(schedule.batch_tokens, schedule.seed)
     for _ in range(run.state.step):
         next(batches)
-    device = student.device
     while run.state.num_tokens < schedule.num_tokens:
-        texts = Texts.of(pieces.rows(next(batches), *base_token_ids), device)
-        run.learn(texts)
+        rows = pieces.rows(next(batches), *base_token_ids)
+        run.learn(rows, separator=base_token_ids[1])
         on_step(run.state)
     run.save()
     return Outcome(run.state, judge(student, held_out, base_token_ids))
@@ -111,11 +114,9 @@ def distill(
 class _Run:
     """The optimizer, its schedule and the checkpoint."""
 
-    def __init__(
-        self, student: Student, pieces: Pieces, schedule: Schedule, directory: Path
-    ) -> None:
+    def __init__(self, student: Student, subject: str, schedule: Schedule, directory: Path) -> None:
         self._student = student
-        self._corpus = pieces.digest
+        self._subject = subject
         self._schedule = schedule
         self._directory = directory
         self._optimizer = torch.optim.AdamW(
@@ -128,10 +129,11 @@ class _Run:
         self._was_steady = True
         self.state = State()
 
-    def learn(self, texts: Texts) -> None:
+    def learn(self, rows: list[NDArray[np.int64]], *, separator: int) -> None:
         """One step."""
         started = time.monotonic()
         rng = np.random.default_rng([self._schedule.seed, 3, self.state.step])
+        texts = Texts.to_learn(rows, separator, self._student.device, rng)
         self._optimizer.param_groups[0]["lr"] = self._schedule.rate(self.state.num_tokens)
         loss = self._student.loss(texts, drop_outer(texts.slots, rng))
         self._optimizer.zero_grad(set_to_none=True)
@@ -140,7 +142,7 @@ class _Run:
         self._optimizer.step()
         state = self.state
         state.step += 1
-        state.num_tokens += texts.segments.num_tokens
+        state.num_tokens += texts.num_tokens
         state.seconds += time.monotonic() - started
         state.losses.append(loss.item())
         is_steady = state.num_tokens < self._schedule.num_steady_tokens
@@ -153,7 +155,7 @@ class _Run:
     def save(self, name: str = CHECKPOINT) -> None:
         """Write a checkpoint, whole or not at all."""
         content = {
-            "corpus": self._corpus,
+            "subject": self._subject,
             "schedule": asdict(self._schedule),
             "state": asdict(self.state),
             "tensors": {name: value.detach() for name, value in self._student.tensors.items()},
@@ -176,7 +178,7 @@ class _Run:
         content: dict[str, Any] = torch.load(
             path, weights_only=True, map_location=self._student.device
         )
-        if content["corpus"] != self._corpus:
+        if content["subject"] != self._subject:
             return False
         schedule, state = Schedule(**content["schedule"]), State(**content["state"])
         is_same = schedule == self._schedule

@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from services.executor.construct.student import (
-    Student,
-    Texts,
-    relative_error,
-    teacher_states,
-)
+from services.executor.construct.shown import Texts
+from services.executor.construct.student import Student, relative_error, teacher_states
 from services.executor.construct.texts import Pieces
 from services.executor.models.local_encoder import LEFT, RIGHT
 from services.executor.models.segments import Segments

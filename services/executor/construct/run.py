@@ -87,13 +87,14 @@ def run(options: DistillOptions, watcher: Watcher = _QUIET) -> dict[str, Any]:
     schedule = options.schedule
     pieces = Pieces.cut(tokens, base.config.max_tokens - 2, schedule.seed)
     learnt, held_out = pieces.split(min(_HELD_OUT, len(pieces) // 5 + 1), schedule.seed)
-    student = _student(options, base)
+    student, special = _student(options, base), _special_tokens(tokenizer)
     outcome = distill(
         student,
-        _special_tokens(tokenizer),
+        special,
         learnt,
         held_out,
         schedule,
+        subject=_subject(options),
         directory=options.out,
         on_step=lambda state: watcher.learning(state, schedule.num_tokens),
     )
@@ -105,7 +106,7 @@ def run(options: DistillOptions, watcher: Watcher = _QUIET) -> dict[str, Any]:
         unsplit_digest=unsplit_digest(options.base_dir),
     )
     if options.parent is None:
-        counts = root_keys(tokens, options, base.config.vocab_size)
+        counts = root_keys(tokens, special, options, base.config.vocab_size)
         _replace(options.out / ROOT_KEYS, counts.to_bytes())
     report = _report(options, tokens, outcome)
     _replace(options.out / REPORT, json.dumps(report, indent=1).encode())
@@ -121,12 +122,17 @@ def unsplit_digest(directory: Path) -> str:
     )
 
 
-def root_keys(tokens: Tokens, options: DistillOptions, vocab_size: int) -> NgramCounts:
-    """Every unigram, and the corpus's most frequent longer n-grams; ties are broken by key."""
+def root_keys(
+    tokens: Tokens, special: tuple[int, int], options: DistillOptions, vocab_size: int
+) -> NgramCounts:
+    """Every unigram, and the corpus's most frequent longer n-grams; ties are broken by key.
+
+    Args:
+        special: What begins and ends a text: n-grams hold them as other tokens.
+    """
     counter = NgramCounter()
-    for start_at in range(0, len(tokens.documents) - 1, 4096):
-        bounds = tokens.documents[start_at : start_at + 4097]
-        counter.add(tokens.ids[bounds[0] : bounds[-1]], np.diff(bounds))
+    for ids, lengths in tokens.texts(*special):
+        counter.add(ids, lengths)
     digest = hashlib.sha256((options.base_dir / "tokenizer.json").read_bytes()).hexdigest()
     counts = counter.counts(digest)
     is_long = ngrams.order_of(counts.keys) > 1
@@ -139,6 +145,13 @@ def root_keys(tokens: Tokens, options: DistillOptions, vocab_size: int) -> Ngram
     return NgramCounts(
         keys, np.where(is_counted, counts.counts[found], 0), counts.num_tokens, digest
     )
+
+
+def _subject(options: DistillOptions) -> str:
+    parent = options.parent and hashlib.sha256(options.parent.read_bytes()).hexdigest()
+    start_from = f"encoder {parent}" if parent else "the base"
+    digest = unsplit_digest(options.base_dir)
+    return f"{options.form.value} below {options.split} of {digest}, begun as {start_from}"
 
 
 def _student(options: DistillOptions, base: Encoder) -> Student:

@@ -1,4 +1,4 @@
-"""A local encoder while it is learnt: its parameters, what it is shown, and how far it is off.
+"""A local encoder while it is learnt: its parameters, and how far it is off.
 
 Knows one batch; does not know files, schedules or optimizers.
 """
@@ -6,59 +6,22 @@ Knows one batch; does not know files, schedules or optimizers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from services.common import ngrams
 from services.common.local_encoder_format import Form
+from services.executor.construct.shown import ROUND, Texts
 from services.executor.models.bypass import NoBypass
 from services.executor.models.encoder import Encoder
-from services.executor.models.local_encoder import (
-    LEFT,
-    RIGHT,
-    LocalEncoder,
-    LocalWeights,
-    pack,
-    slots_of,
-)
+from services.executor.models.local_encoder import LocalEncoder, LocalWeights, pack, slots_of
 from services.executor.models.segments import Segments
 from services.executor.models.weights import Layer
 
-# Of a token's n-gram, in training: a third loses the left neighbour, a third the right, a third
-# both. It prepares for tables that lack the trigram (SkipBERT's code; design section 5).
-DROP_OUTER = 0.35
 # What decides how rows of any encoder on a path are merged: an adapted encoder leaves it alone.
 MERGE = ("positions", "types", "norm.weight", "norm.bias")
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """One batch of texts on the device.
-
-    Attributes:
-        token_ids: int64 `[tokens]`.
-        slots: int64 `[tokens, 3]`: each token's whole n-gram.
-    """
-
-    token_ids: Tensor
-    slots: Tensor
-    segments: Segments
-
-    @classmethod
-    def of(cls, rows: list[NDArray[np.int64]], device: torch.device) -> Texts:
-        lengths = [len(row) for row in rows]
-        ids = np.concatenate(rows)
-        slots = ngrams.unpack(ngrams.keys_of(ids, lengths))
-        return cls(
-            torch.from_numpy(ids).to(device),
-            torch.from_numpy(slots).to(device),
-            Segments(lengths, device),
-        )
 
 
 def start(base: Encoder, split: int) -> dict[str, Tensor]:
@@ -112,30 +75,22 @@ class Student:
         encoder = self.encoder()
         # The same n-gram often comes twice in a batch, the more so without its neighbours.
         keys, inverse = torch.unique(pack(slots), return_inverse=True)
-        values = encoder.outputs(slots_of(keys)).index_select(0, inverse)
-        hidden = encoder.merge(encoder.split_values(values, texts.segments), None, texts.segments)
+        filled = F.pad(keys, (0, -len(keys) % ROUND), value=1)
+        values = encoder.outputs(slots_of(filled)).index_select(0, inverse)
+        rows = encoder.split_values(values, texts.segments)
+        hidden = encoder.merge(rows, texts.type_ids, texts.segments)
         return states_above(self.base, hidden, texts.segments, self.split)
 
     def loss(self, texts: Texts, slots: Tensor) -> Tensor:
         """Mean over the states of the squared error relative to the target's square."""
         targets = teacher_states(self.base, texts, self.split)
-        pairs = zip(self.states(texts, slots), targets, strict=True)
-        return torch.stack([relative_error(state, target) for state, target in pairs]).mean()
-
-
-def drop_outer(slots: Tensor, rng: np.random.Generator, share: float = DROP_OUTER) -> Tensor:
-    """The n-grams with outer slots made absent at random."""
-    fate = torch.from_numpy(rng.random(len(slots))).to(slots.device) / share
-    dropped = slots.clone()
-    dropped[:, LEFT][(fate < 2 / 3)] = 0
-    dropped[:, RIGHT][(fate >= 1 / 3) & (fate < 1)] = 0
-    return dropped
+        return mean_error(self.states(texts, slots), targets, texts.num_tokens)
 
 
 @torch.no_grad()
 def teacher_states(base: Encoder, texts: Texts, split: int) -> list[Tensor]:
     """The unsplit base's hidden states: the input of layer `split`, then each layer's output."""
-    hidden = base.embed(texts.token_ids, None, texts.segments)
+    hidden = base.embed(texts.token_ids, texts.type_ids, texts.segments)
     hidden = base.run(hidden, texts.segments, layers=range(split), bypass=NoBypass())
     return states_above(base, hidden, texts.segments, split)
 
@@ -147,6 +102,13 @@ def states_above(base: Encoder, hidden: Tensor, segments: Segments, split: int) 
         hidden = base.run(hidden, segments, layers=range(layer, layer + 1), bypass=NoBypass())
         states.append(hidden)
     return states
+
+
+def mean_error(states: list[Tensor], targets: list[Tensor], num_tokens: int) -> Tensor:
+    """Mean of the states' relative errors over their first tokens: what follows is filling."""
+    pairs = zip(states, targets, strict=True)
+    errors = [relative_error(state[:num_tokens], target[:num_tokens]) for state, target in pairs]
+    return torch.stack(errors).mean()
 
 
 def relative_error(state: Tensor, target: Tensor) -> Tensor:

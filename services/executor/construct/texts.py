@@ -35,35 +35,33 @@ class Tokens:
     Attributes:
         ids: uint32 `[tokens]`, memory-mapped.
         documents: int64 `[documents + 1]`: where each begins, and the end.
+        lines: int64 `[lines + 1]`: where each line begins, and the end.
     """
 
     ids: NDArray[np.uint32]
     documents: NDArray[np.int64]
+    lines: NDArray[np.int64]
 
     @property
     def num_tokens(self) -> int:
         return len(self.ids)
 
-    def rows(
-        self, max_tokens: int = 1 << 20
-    ) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
-        """All documents in order, some at a time: their ids and lengths, at most `max_tokens`. A
-        document that is longer comes in parts."""
-        first = 0
-        while first < len(self.documents) - 1:
-            begin = self.documents[first]
-            last = int(np.searchsorted(self.documents, begin + max_tokens, "right")) - 1
-            if last > first:
-                yield (
-                    self.ids[begin : self.documents[last]],
-                    np.diff(self.documents[first : last + 1]),
-                )
-            else:
-                last = first + 1
-                for start in range(int(begin), int(self.documents[last]), max_tokens):
-                    part = self.ids[start : min(start + max_tokens, self.documents[last])]
-                    yield part, np.array([len(part)])
-            first = last
+    def texts(
+        self, first: int, last: int, max_tokens: int = 1 << 20
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Every line as a text of its own, as it would be sent: between the special tokens `first`
+        and `last`. The ids and lengths of some lines at a time, of at most `max_tokens` in the
+        file or of one."""
+        start = 0
+        while start < len(self.lines) - 1:
+            until = self.lines[start] + max_tokens
+            stop = max(start + 1, int(np.searchsorted(self.lines, until, "right")) - 1)
+            bounds = self.lines[start : stop + 1]
+            ids = self.ids[bounds[0] : bounds[-1]].astype(np.int64)
+            borders = np.repeat(bounds - bounds[0], 2)[1:-1]
+            ids = np.insert(ids, borders, np.tile([first, last], stop - start))
+            yield ids, np.diff(bounds) + 2
+            start = stop
 
 
 def tokenize(
@@ -82,22 +80,24 @@ def tokenize(
     """
     directory.mkdir(parents=True, exist_ok=True)
     name = _digest(files, tokenizer)
-    path, index = directory / f"{name}.tokens", directory / f"{name}.documents.npy"
+    path, index = directory / f"{name}.tokens", directory / f"{name}.index.npz"
     if not index.is_file():
-        starts = _write(files, tokenizer, path, on_bytes)
-        if starts[-1] == 0:
+        documents, lines = _write(files, tokenizer, path, on_bytes)
+        if lines[-1] == 0:
             path.unlink()
             raise InvalidArgument("corpus", "there is no text in the files")
-        np.save(index, starts)
-    documents = np.load(index)
-    return Tokens(np.memmap(path, dtype=np.uint32, mode="r"), documents)
+        np.savez(index, documents=documents, lines=lines)
+    with np.load(index) as starts:
+        return Tokens(
+            np.memmap(path, dtype=np.uint32, mode="r"), starts["documents"], starts["lines"]
+        )
 
 
 def _write(
     files: Sequence[Path], tokenizer: Tokenizer, path: Path, on_bytes: Callable[[int], None]
-) -> NDArray[np.int64]:
-    """Write the tokens; where documents begin, and the end: int64 `[documents + 1]`."""
-    starts = array("q", [0])
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Write the tokens; where documents and lines begin, and the end."""
+    starts, line_starts = array("q", [0]), array("q", [0])
     written = 0
     temporary = path.with_suffix(".part")
     with temporary.open("wb") as out:
@@ -107,13 +107,15 @@ def _write(
                 for item in encoded:
                     out.write(np.array(item.ids, dtype=np.uint32).tobytes())
                     written += len(item.ids)
+                    if item.ids:
+                        line_starts.append(written)
                 on_bytes(num_bytes)
                 if is_end and written > starts[-1]:
                     starts.append(written)
             if written > starts[-1]:
                 starts.append(written)
     temporary.rename(path)
-    return np.array(starts, dtype=np.int64)
+    return np.array(starts, dtype=np.int64), np.array(line_starts, dtype=np.int64)
 
 
 def _paragraphs(file: Path) -> Iterator[tuple[list[str], int, bool]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from services.common import ngrams
 from services.common.errors import InvalidArgument
 from services.executor.construct.local_file import load_local
-from services.executor.construct.student import drop_outer
+from services.executor.construct.shown import drop_outer
 from services.executor.device import pick_dtype
 from services.executor.models.encoder import load_base
 from services.executor.models.local_encoder import LocalEncoder
