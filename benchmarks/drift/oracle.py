@@ -49,10 +49,12 @@ class Oracle:
     """
 
     def __init__(self, base: Path, encoder: Path, blobs: Path) -> None:
+        torch.set_num_threads(1)  # one text at a time: threads would only wait for each other
         self._encoder = load_base(base, dtype=torch.float32, device="cpu")
         self._local = load_local(encoder, self._encoder)
         self._tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
         self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self._blobs = blobs
         self._node = lru_cache(maxsize=8)(self._read_node)
 
