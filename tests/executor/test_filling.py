@@ -24,7 +24,13 @@ def batch(lengths: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Segments]
 
 @pytest.mark.parametrize(
     ("lengths", "filled"),
-    [([1], [1, 15]), ([16], [16]), ([60, 61], [60, 61, 7]), ([60, 70], [60, 70, 30])],
+    [
+        ([1], [1, 15]),
+        ([16], [16]),
+        ([60, 61], [60, 61, 7]),
+        ([60, 70], [60, 70, 30]),
+        ([7, 7], [7, 7]),
+    ],
 )
 def test_a_bfloat16_batch_is_filled_up_with_a_row_of_zeros(
     lengths: list[int], filled: list[int]

@@ -24,11 +24,15 @@ def fill(hidden: Tensor, segments: Segments) -> tuple[Tensor, Segments]:
         hidden: `[tokens, hidden]`.
 
     Returns:
-        The batch itself on a device, or in a dtype, that does not care.
+        The batch itself on a device, or in a dtype, that does not care; and where rows are all of
+        one length, which is rare in traffic: such rows are computed without a copy, and a row of
+        another length would end that.
     """
+    is_even = segments.is_uniform and segments.num_rows > 1
     step = _LARGE if segments.num_tokens > _MANY else _SMALL
     num_missing = -segments.num_tokens % step
-    if hidden.device.type != "cpu" or hidden.dtype is not torch.bfloat16 or not num_missing:
+    does_care = hidden.device.type == "cpu" and hidden.dtype is torch.bfloat16
+    if not does_care or is_even or not num_missing:
         return hidden, segments
     filled = Segments([*segments.lengths, num_missing], segments.device)
     return F.pad(hidden, (0, 0, 0, num_missing)), filled
