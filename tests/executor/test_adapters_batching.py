@@ -32,8 +32,9 @@ def lora_blob(
     rank: int = 4,
     targets: Sequence[str] = ("query", "value"),
     changed: Mapping[str, torch.Tensor] | None = None,
+    task: str = "sequence_classification",
 ) -> bytes:
-    """A random sequence classifier with three labels, but for the tensors changed."""
+    """A random classifier with three labels, but for the tensors changed."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
@@ -52,7 +53,7 @@ def lora_blob(
     return make_blob(
         {**tensors, **(changed or {})},
         adapter_config=config,
-        task="sequence_classification",
+        task=task,
         labels=["a", "b", "c"],
         pooling="",
     )
@@ -105,7 +106,9 @@ def test_rows_of_many_lengths_answer_as_each_does_alone(base: Path) -> None:
     rows = texts(lengths)
     assert Segments(lengths, torch.device("cpu")).is_ragged
     with stack(base) as made:
-        slots = [made.acquire(made.push(lora_blob(i), f"m{i}")) for i in range(len(rows))]
+        tasks = ["sequence_classification", "token_classification"]
+        blobs = [lora_blob(i, task=tasks[i % 2]) for i in range(len(rows))]
+        slots = [made.acquire(made.push(blob, f"m{i}")) for i, blob in enumerate(blobs)]
         together = made.run(slots, rows)
         for slot, row, answer in zip(slots, rows, together, strict=True):
             torch.testing.assert_close(made.run([slot], [row])[0], answer, atol=1e-5, rtol=0)

@@ -29,13 +29,10 @@ class Limits:
     Attributes:
         max_tokens: Tokens of all rows. A longer single row makes a batch of its own.
         max_rows: Rows.
-        max_padding: Attention and adapter products see every row as long as the longest, so rows
-            times the longest may reach `max_tokens` times this.
     """
 
     max_tokens: int
     max_rows: int
-    max_padding: float = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +188,12 @@ class Batcher:
         """Rows off the queue in its order until the next does not fit: none is passed over."""
         pools = (first.pool,)
         rows: list[Row] = []
-        num_tokens = longest = 0
+        num_tokens = 0
         limits = self._limits
         ready: _Ready | None = first
         while ready is not None and len(rows) < limits.max_rows:
             num_tokens += ready.cost
-            longest = max(longest, ready.cost)
-            num_padded = longest * (len(rows) + 1)
-            if rows and (
-                num_tokens > limits.max_tokens
-                or num_padded > limits.max_tokens * limits.max_padding
-            ):
+            if rows and num_tokens > limits.max_tokens:
                 break
             self._queue.take(ready)
             self._leave(ready.row.item)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from services.common.adapter_format import Reads
 from services.executor.adapters.activations import activate
 from services.executor.adapters.arena import Arena
+from services.executor.adapters.groups import RowGroup
 from services.executor.adapters.packing import HEAD, HEAD_BIAS, Table
 from services.executor.adapters.slots import Slot, gather
 from services.executor.models.segments import Segments
@@ -64,11 +65,13 @@ class BatchHeads:
                     row: scores[i, 0, : slots[row].head.num_outputs] for i, row in enumerate(rows)
                 }
         if by_token:
-            padded = segments.pad(hidden).index_select(0, _index(by_token, hidden.device))
-            scores = self._dense([slots[row] for row in by_token], padded)
+            group = RowGroup(segments, [slot.head.reads is Reads.TOKENS for slot in slots])
+            scores = self._dense([slots[row] for row in group.rows], group.pad(hidden))
+            lengths = [segments.lengths[row] for row in by_token]
+            tokens = torch.split(group.segments.unpad(scores), lengths)
             outputs |= {
-                row: scores[i, : segments.lengths[row], : slots[row].head.num_outputs]
-                for i, row in enumerate(by_token)
+                row: own[:, : slots[row].head.num_outputs]
+                for row, own in zip(by_token, tokens, strict=True)
             }
         return [outputs[row] for row in range(len(slots))]
 
