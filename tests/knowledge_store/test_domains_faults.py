@@ -209,6 +209,39 @@ async def test_an_update_that_nobody_works_on_is_rolled_back_and_leaves_nothing(
         assert (await update(store)).update_id
 
 
+async def test_an_update_lasts_as_long_as_its_work_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.knowledge_store.domains.updates._ROUND_S", 0.05)
+    async with running(tmp_path, domain_update_timeout_s=2.0, work_lease_ms=60_000) as store:
+        base = await grow(store)
+        await update(store)
+        first = await lease(store, base)
+        assert first is not None
+        await asyncio.sleep(2.2)
+        assert not await complete(store, first, await rows_of(store, first))
+        # Nobody has any of its work for a moment.
+        await asyncio.sleep(0.5)
+        assert await do_all_work(store, base)
+        assert not await is_updating(store)
+        assert (await update(store)).update_id == ""
+
+
+async def test_a_restart_gives_updates_under_way_the_time_they_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.knowledge_store.domains.updates._ROUND_S", 0.05)
+    async with running(tmp_path) as store:
+        base = await grow(store)
+        await update(store)
+        held = await lease(store, base)
+        assert held is not None
+        segments = await rows_of(store, held)
+    async with running(tmp_path, domain_update_timeout_s=0.1, work_lease_ms=60_000) as store:
+        await asyncio.sleep(0.5)
+        assert not await complete(store, held, segments)
+
+
 def blobs_on_disk(store: Store) -> set[str]:
     return {path.name for path in (store.data_dir / "blobs").glob("*/*")}
 

@@ -133,13 +133,21 @@ class Update(Record):
         base: The tree.
         is_first: It makes one new node's first table, and is never given up.
         start_time_s: Unix seconds.
+        last_progress_s: When its work was last leased, renewed or completed, Unix seconds, to
+            within a lease.
     """
 
     update_id: str
     base: str
     is_first: bool
     start_time_s: float
+    last_progress_s: float = 0.0
     nodes: tuple[NodeUpdate, ...]
+
+    @property
+    def idle_since_s(self) -> float:
+        """Since when nothing was heard of its work, Unix seconds."""
+        return max(self.start_time_s, self.last_progress_s)
 
 
 class WorkRecord(Record):
@@ -187,6 +195,12 @@ async def get_updates(transaction: Transaction, base: str | None = None) -> list
     updates = [Update.model_validate_json(data) for data in found]
     wanted = [update for update in updates if base in (None, update.base)]
     return sorted(wanted, key=lambda update: (update.start_time_s, update.update_id))
+
+
+async def get_update(transaction: Transaction, update_id: str) -> Update | None:
+    """One update being worked on."""
+    data = await transaction.record(DOMAIN_UPDATES, update_id)
+    return None if data is None else Update.model_validate_json(data)
 
 
 async def get_work(transaction: Transaction, work_id: str) -> WorkRecord | None:

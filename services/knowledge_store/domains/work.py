@@ -2,7 +2,8 @@
 
 Knows leases and what completes an update; does not know how rows were chosen. Who holds what work
 is in Redis, so that a restart of the store loses no work under way; until when is in memory, as
-renewals come often: after a restart every lease begins anew.
+renewals come often: after a restart every lease begins anew. An update is as old as what was last
+heard of its work, and time when there was no store does not count.
 
 A node is in one update at a time, and nothing else changes its rows meanwhile: what an update was
 planned from still holds when it is committed.
@@ -32,8 +33,10 @@ from services.knowledge_store.domains.records import (
     WorkRecord,
     delete_update,
     get_all_work,
+    get_update,
     get_updates,
     get_work,
+    put_update,
     put_work,
 )
 from services.knowledge_store.domains.tables import Tree, split_base
@@ -75,6 +78,7 @@ class Work:
         self._request_id_ttl_s = request_id_ttl_s
         # Work id -> until when (monotonic seconds) it is whose it is.
         self._deadlines: dict[str, float] = {}
+        self._begin_time_s = time.time()
 
     async def lease(
         self, executor_id: str, base_digests: Collection[str], work_id: str
@@ -92,8 +96,10 @@ class Work:
         async def lease(transaction: Transaction) -> WorkRecord | None:
             if work_id:
                 held = await get_work(transaction, work_id)
-                is_own = held is not None and held.executor_id == executor_id
-                return held if is_own and held and held.segments is None else None
+                if held is None or held.executor_id != executor_id or held.segments is not None:
+                    return None
+                await self._note_progress(transaction, held, within_s=self._options.work_lease_s)
+                return held
             work = [w for w in await get_all_work(transaction) if w.base_digest in base_digests]
             for piece in work:
                 if piece.segments is None and not self._is_held(piece):
@@ -101,6 +107,7 @@ class Work:
                     given = {"executor_id": executor_id, "token": token}
                     leased = piece.model_copy(update=given)
                     put_work(transaction, leased)
+                    await self._note_progress(transaction, leased)
                     return leased
             return None
 
@@ -142,6 +149,7 @@ class Work:
                         reason="BLOB_MISSING",
                     )
             put_work(transaction, held.model_copy(update={"segments": tuple(written)}))
+            await self._note_progress(transaction, held)
 
         await self._database.change(complete)
         self._deadlines.pop(work_id, None)
@@ -169,12 +177,12 @@ class Work:
         async def give_up(transaction: Transaction) -> list[str]:
             oldest = time.time() - self._options.update_timeout_s
             work = await get_all_work(transaction)
-            alive = {piece.update_id for piece in work if self._is_alive(piece)}
+            alive = {w.update_id for w in work if w.segments is None and self._is_held(w)}
             over = [
                 update
                 for update in await get_updates(transaction)
                 if not update.is_first
-                and update.start_time_s < oldest
+                and max(update.idle_since_s, self._begin_time_s) < oldest
                 and update.update_id not in alive
             ]
             for update in over:
@@ -187,8 +195,15 @@ class Work:
             logger.warning("an update was given up", extra={"update_id": update_id})
         return rolled_back
 
-    def _is_alive(self, work: WorkRecord) -> bool:
-        return self._deadlines.get(work.work_id, 0.0) > time.monotonic()
+    async def _note_progress(
+        self, transaction: Transaction, work: WorkRecord, *, within_s: float = 0.0
+    ) -> None:
+        """Note that a piece's update goes on, unless that was noted less than `within_s` ago."""
+        update = await get_update(transaction, work.update_id)
+        now = time.time()
+        # What restores a segment is of no update.
+        if update is not None and now - update.last_progress_s >= within_s:
+            put_update(transaction, update.model_copy(update={"last_progress_s": now}), ())
 
     def _is_held(self, work: WorkRecord) -> bool:
         """Whether somebody has the work. What was leased before a restart has a new lease."""
