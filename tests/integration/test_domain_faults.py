@@ -4,6 +4,7 @@ its provenance says, the update ends, nothing that was acknowledged is lost, no 
 from __future__ import annotations
 
 import hashlib
+import resource
 import shutil
 import signal
 import threading
@@ -12,10 +13,10 @@ from contextlib import suppress
 
 import pytest
 
-from hmi.errors import FailedPrecondition
+from hmi.errors import FailedPrecondition, ResourceExhausted
 from services.executor.failpoints import POINTS as EXECUTOR_POINTS
 from services.knowledge_store.domains.work import FAILPOINTS as STORE_POINTS
-from tests.integration.cluster import until
+from tests.integration.cluster import Process, until
 from tests.integration.domain_stack import (
     BASE,
     COMPUTING,
@@ -92,6 +93,47 @@ def _is_answered(stack: Stack, tenant: str, model: str) -> bool:
         stack.load.num_answers[tenant] += 1
         return True
     return False
+
+
+def _disk_of(process: Process, *, is_full: bool) -> None:
+    """No file of the process may grow beyond a byte, or any may again."""
+    assert process.pid is not None
+    _, most = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 if is_full else most, most))
+
+
+def _versions(stack: Stack) -> dict[str, str]:
+    return {path: stack.domains()[path].table_version for path in DOMAIN_OF.values()}
+
+
+def test_an_update_that_the_stores_full_disk_cannot_hold_is_refused(stack: Stack) -> None:
+    stack.settle()
+    before = _versions(stack)
+    _disk_of(stack.cluster.store, is_full=True)
+    with pytest.raises(ResourceExhausted, match="disk"):
+        stack.update()
+    assert _versions(stack) == before
+    assert not any(node.is_updating for node in stack.domains().values())
+    _disk_of(stack.cluster.store, is_full=False)
+    stack.load.check()
+
+
+def test_rows_that_an_executors_full_disk_cannot_hold_are_computed_once_there_is_room(
+    stack: Stack,
+) -> None:
+    stack.settle()
+    before = _versions(stack)
+    for executor in stack.cluster.executors:
+        _disk_of(executor, is_full=True)
+    stack.update()
+    failures = "hmi_work_failures_total"
+    until(lambda: any(each.metric(failures) for each in stack.cluster.executors), 60)
+    assert _versions(stack) == before
+    for executor in stack.cluster.executors:
+        _disk_of(executor, is_full=False)
+    stack.settle()
+    assert not set(_versions(stack).values()) & set(before.values())
+    stack.load.check()
 
 
 def test_in_the_end_nothing_acknowledged_is_lost(stack: Stack) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import grpc.aio
+from prometheus_client import Counter
 
 from hmi.admin.v1.resources_pb2 import Segment
 from hmi.knowledge.v1 import domain_pb2 as pb
@@ -56,6 +57,10 @@ _LOST = (
 )
 
 _Answer = TypeVar("_Answer")
+
+failures_total = Counter(
+    "hmi_work_failures_total", "Pieces of materialisation that failed here and are tried again."
+)
 
 
 class Worker:
@@ -109,9 +114,11 @@ class Worker:
                 logger.debug("no work while the store is away", extra={"error": error.message})
             except HmiError as error:
                 logger.warning("work failed", extra={"error": error.message})
+                failures_total.inc()
                 pause_s = PAUSE_S
             except Exception:  # a defect, the disk or the device: this work's lease lapses
                 logger.exception("work failed")
+                failures_total.inc()
                 pause_s = PAUSE_S
             await asyncio.sleep(pause_s)
 
