@@ -74,6 +74,7 @@ async def running_store(settings: StoreSettings) -> AsyncIterator[RunningServer]
         if admin_key := settings.admin_key.get_secret_value():
             await parts.tenants.set_admin_key(hashlib.sha256(admin_key.encode()).digest())
         await parts.leases.load()
+        await parts.forest.observing.load()
         collector = Collector(
             database, blobs, parts.leases, interval_s=settings.gc_interval_s,
             grace_s=settings.gc_grace_s, upload_age_s=settings.upload_age_s,

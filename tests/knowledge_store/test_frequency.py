@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.knowledge_store.frequency import Frequencies, Observation, Stream
+from services.knowledge_store.frequency.frequencies import decay
 from services.knowledge_store.frequency.sketch import Sketch
 from services.knowledge_store.frequency.snapshots import Snapshots
 
@@ -23,12 +24,13 @@ def frequencies(max_keys: int = 100, max_total_keys: int = 1_000) -> Frequencies
 
 
 def seen(
-    counts: dict[int, int], stream: Stream = ACME, num_tokens: int = 0, *, is_counted: bool = True
-) -> Observation:
+    counts: dict[int, int], stream: Stream = ACME, num_tokens: int = 0, *,
+    is_counted: bool = True, born: int = 0,
+) -> Observation:  # fmt: skip
     total = num_tokens or sum(counts.values())
     return Observation(
         stream, np.array(list(counts), np.int64), np.array(list(counts.values()), np.float64),
-        total, 100.0, (total, 0, 0, total, 0), is_counted,
+        total, 100.0, (total, 0, 0, total, 0), is_counted, born,
     )  # fmt: skip
 
 
@@ -161,3 +163,30 @@ def test_what_is_gone_or_no_longer_shared_is_forgotten() -> None:
     held.forget("hminilm", "news")
     assert weights(held) == {}
     assert held.lookups("hminilm", "news") == [0, 0, 0, 0, 0]
+
+
+def test_a_domain_begins_anew_whatever_another_of_its_path_counted(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path / "frequencies.npz", interval_s=1)
+    held = frequencies()
+    held.renew("hminilm", "news", born=1)
+    held.observe("e1", 1, 1, [seen({5: 8}, born=1)])
+    snapshots.write(held)
+    held = Frequencies(max_keys=100, max_total_keys=1_000, state=snapshots.load())
+    held.renew("hminilm", "news", born=1)
+    assert (weights(held), held.clock("hminilm", "news")) == ({5: 8.0}, 8.0)
+    held.renew("hminilm", "news", born=2)
+    # What was looked up in the old one and comes late is not the new one's.
+    held.observe("e1", 1, 2, [seen({6: 8}, born=1)])
+    assert (weights(held), held.clock("hminilm", "news")) == ({}, 0.0)
+    assert held.lookups("hminilm", "news") == [0, 0, 0, 0, 0]
+    held.observe("e1", 1, 3, [seen({7: 1}, born=2)])
+    assert weights(held) == {7: 1.0}
+
+
+def test_a_count_ahead_of_its_clock_weighs_what_it_did() -> None:
+    assert decay(-1e9, 100.0) == 1.0
+    held = frequencies()
+    held.renew("hminilm", "news", born=1, clock=500.0)
+    assert held.clock("hminilm", "news") == 500.0
+    held.renew("hminilm", "news", born=1, clock=400.0)
+    assert held.clock("hminilm", "news") == 500.0

@@ -56,16 +56,17 @@ class Forest:
         planner = Planner(database, key_blobs, blobs.sizes, frequencies, options)
         nodes = Domains(
             database, planner, key_blobs, blobs.sizes, options, request_id_ttl_s=ttl_s,
-            clock=frequencies.clock, on_deleted=frequencies.forget, reach=reach,
+            on_created=frequencies.renew, on_deleted=frequencies.forget, reach=reach,
         )  # fmt: skip
         repairs = Repairs(database, planner, key_blobs, blobs)
         work = Work(database, key_blobs, blobs.sizes, options, reach=reach, request_id_ttl_s=ttl_s)
+        observing = Observing(database, frequencies, options)
         return cls(
-            roots=Roots(planner, key_blobs, blobs, options),
+            roots=Roots(planner, key_blobs, blobs, options, on_created=frequencies.renew),
             nodes=nodes,
             work=work,
-            updates=Updates(database, planner, work, repairs, frequencies, options, reach=reach),
-            observing=Observing(database, frequencies, options),
+            updates=Updates(database, planner, work, repairs, observing.tidy, options, reach=reach),
+            observing=observing,
             statistics=Statistics(database, frequencies, options),
         )
 

@@ -5,6 +5,7 @@ Knows what a node may be and what may be done to it when; does not know how rows
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from hmi.admin.v1 import resources_pb2 as rpb
@@ -20,13 +21,14 @@ from services.knowledge_store.domains.checks import check_new, check_settings
 from services.knowledge_store.domains.drafts import Draft
 from services.knowledge_store.domains.key_blobs import KeyBlobs
 from services.knowledge_store.domains.options import DEFAULT_ALPHA, DomainOptions
-from services.knowledge_store.domains.planner import Planner, check_idle
+from services.knowledge_store.domains.planner import Planner
+from services.knowledge_store.domains.planning import check_idle
 from services.knowledge_store.domains.records import (
     Corpus,
     Table,
     get_updates,
 )
-from services.knowledge_store.domains.tables import Tree, delete_node, no_domain, split_base
+from services.knowledge_store.domains.tables import Tree, born, delete_node, no_domain, split_base
 from services.knowledge_store.metadata.bases import BlobSizes
 from services.knowledge_store.metadata.database import Database
 from services.knowledge_store.metadata.kinds import (
@@ -45,7 +47,7 @@ class Domains:
     """Changes of nodes.
 
     Args:
-        clock: Tokens that moved a domain's clock, by base and path.
+        on_created: Called with base, path and when it was born, in nanoseconds, as a node is made.
         on_deleted: Called with base and path once a node is gone.
         reach: Called at the failpoints.
     """
@@ -59,7 +61,7 @@ class Domains:
         options: DomainOptions,
         *,
         request_id_ttl_s: int,
-        clock: Callable[[str, str], float],
+        on_created: Callable[[str, str, int], None],
         on_deleted: Callable[[str, str], None],
         reach: Reach,
     ) -> None:
@@ -69,7 +71,7 @@ class Domains:
         self._blob_sizes = blob_sizes
         self._options = options
         self._request_id_ttl_s = request_id_ttl_s
-        self._clock = clock
+        self._on_created = on_created
         self._on_deleted = on_deleted
         self._reach = reach
 
@@ -157,7 +159,7 @@ class Domains:
             await delete_node(transaction, node)
 
         await self._database.change(delete)
-        self._on_deleted(base, path)
+        await asyncio.to_thread(self._on_deleted, base, path)
 
     async def roll_back(self, base: str, path: str) -> rpb.Domain:
         """Return a node to the rows before its last commit; again returns to those after it.
@@ -172,7 +174,7 @@ class Domains:
         async def roll_back(transaction: Transaction) -> rpb.Domain:
             tree = await Tree.load(transaction, base)
             node = tree.node(path)
-            check_idle(await get_updates(transaction, base))
+            check_idle(await get_updates(transaction, base), {path})
             table = tree.tables[path]
             if table.previous is None:
                 raise FailedPrecondition(
@@ -220,8 +222,7 @@ class Domains:
         counts = await self._key_blobs.read_counts(
             "counts", counts_sha256, base.tokenizer_digest, root.vocab_size
         )
-        clock = self._clock(node.base, node.path)
-        return Corpus(sha256=counts_sha256, clock=clock, num_tokens=counts.num_tokens)
+        return Corpus(sha256=counts_sha256, num_tokens=counts.num_tokens)
 
     async def _add(
         self,
@@ -246,6 +247,8 @@ class Domains:
         await tree.name_versions([node.path], self._key_blobs.write)
         if request_id:
             transaction.remember(_request_key(node, request_id), b"", ttl_s=self._request_id_ttl_s)
+        # Even if this fails to be committed: whose counts there may be of the path, it is gone.
+        await asyncio.to_thread(self._on_created, node.base, node.path, born(node))
         return tree.nodes[node.path]
 
     async def _check_room(self, transaction: Transaction, tree: Tree, tenant: str) -> None:
@@ -270,5 +273,4 @@ async def _base_and_root(transaction: Transaction, base_name: str) -> tuple[rpb.
 
 
 def _request_key(node: rpb.Domain, request_id: str) -> str:
-    born = node.create_time.ToNanoseconds()
-    return f"hmi:request:domain:{node.base}/{node.path}:{born}:{request_id}"
+    return f"hmi:request:domain:{node.base}/{node.path}:{born(node)}:{request_id}"

@@ -18,10 +18,16 @@ from services.common.ngrams import is_key
 from services.knowledge_store import metrics
 from services.knowledge_store.domains.key_blobs import in_vocabulary
 from services.knowledge_store.domains.options import DomainOptions
-from services.knowledge_store.domains.records import get_table
+from services.knowledge_store.domains.records import Table, get_table
+from services.knowledge_store.domains.tables import born
 from services.knowledge_store.frequency import Frequencies, Observation, Stream
 from services.knowledge_store.metadata.database import Database
-from services.knowledge_store.metadata.kinds import DOMAINS, TENANTS, domain_name
+from services.knowledge_store.metadata.kinds import (
+    DOMAIN_TABLES,
+    DOMAINS,
+    TENANTS,
+    domain_name,
+)
 from services.knowledge_store.metadata.transaction import Transaction
 
 _MAX_ID_CHARACTERS = 128
@@ -40,6 +46,57 @@ class Observing:
         self._database = database
         self._frequencies = frequencies
         self._options = options
+
+    async def load(self) -> None:
+        """Hold the counts as they were written down against the domains there are: those of
+        domains gone since are forgotten, and no clock is behind its corpora's."""
+
+        async def read(transaction: Transaction) -> tuple[list[rpb.Domain], dict[str, bytes]]:
+            return await transaction.all(DOMAINS), await transaction.records(DOMAIN_TABLES)
+
+        nodes, tables = await self._database.change(read)
+        for node in nodes:
+            data = tables.get(domain_name(node.base, node.path))
+            corpora = Table.model_validate_json(data).corpora if data is not None else ()
+            clock = max((corpus.clock for corpus in corpora), default=0.0)
+            self._frequencies.renew(node.base, node.path, born(node), clock)
+        there = {(node.base, node.path) for node in nodes}
+        for base, path in self._frequencies.domains() - there:
+            self._frequencies.forget(base, path)
+
+    async def tidy(self) -> None:
+        """Forget counts of domains and tenants that are gone, or that no longer share."""
+        frequencies = self._frequencies
+        domains, streams = await asyncio.to_thread(
+            lambda: (frequencies.domains(), frequencies.streams())
+        )
+
+        async def read(transaction: Transaction) -> tuple[set[tuple[str, str]], set[Stream]]:
+            await transaction.load(DOMAINS, {domain_name(*domain) for domain in domains})
+            await transaction.load(TENANTS, {stream.tenant for stream in streams})
+            owners = {}
+            for domain in domains:
+                node = await transaction.get(DOMAINS, domain_name(*domain))
+                if node is not None:
+                    owners[domain] = node.tenant
+            kept = set()
+            for stream in streams:
+                tenant = await transaction.get(TENANTS, stream.tenant)
+                owner = owners.get((stream.base, stream.path))
+                if tenant and (tenant.shares_counts or tenant.name == owner):
+                    kept.add(stream)
+            return set(owners), kept
+
+        if not domains:
+            return
+        there, kept = await self._database.change(read)
+
+        def forget() -> None:
+            for base, path in domains - there:
+                frequencies.forget(base, path)
+            frequencies.drop(set(streams) - kept)
+
+        await asyncio.to_thread(forget)
 
     async def observe(self, request: pb.ObserveRequest) -> None:
         """Add a message; one seen before changes nothing. What is of a domain or tenant that is
@@ -105,6 +162,7 @@ class Observing:
             lookups=lookups,
             # What may shape no table is not kept either.
             is_counted=node.tenant == tenant.name or tenant.shares_counts,
+            born=born(node),
         )
 
 

@@ -5,7 +5,9 @@ Knows the files of a split base; does not know how bases are registered.
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hmi.admin.v1 import resources_pb2 as rpb
@@ -19,7 +21,7 @@ from services.knowledge_store.domains.key_blobs import NUM_SLOTS, KeyBlobs, row_
 from services.knowledge_store.domains.options import DEFAULT_ALPHA, DomainOptions
 from services.knowledge_store.domains.planner import Planner
 from services.knowledge_store.domains.records import Corpus, Table
-from services.knowledge_store.domains.tables import Tree, delete_node
+from services.knowledge_store.domains.tables import Tree, born, delete_node
 from services.knowledge_store.metadata.tenants import timestamp
 from services.knowledge_store.metadata.transaction import Transaction
 from services.knowledge_store.tree.sorted_keys import union
@@ -38,15 +40,26 @@ class RootDraft:
 
 
 class Roots:
-    """Makes roots."""
+    """Makes roots.
+
+    Args:
+        on_created: Called with base, path and when it was born, in nanoseconds, as a root is made.
+    """
 
     def __init__(
-        self, planner: Planner, key_blobs: KeyBlobs, blobs: BlobDirectory, options: DomainOptions
+        self,
+        planner: Planner,
+        key_blobs: KeyBlobs,
+        blobs: BlobDirectory,
+        options: DomainOptions,
+        *,
+        on_created: Callable[[str, str, int], None],
     ) -> None:
         self._planner = planner
         self._key_blobs = key_blobs
         self._blobs = blobs
         self._options = options
+        self._on_created = on_created
 
     async def draft(self, base: rpb.Base) -> RootDraft:
         """The root of a new split base and its first table: every token, and the keys its encoder
@@ -83,6 +96,7 @@ class Roots:
         if not await self._planner.start(transaction, root.draft):
             raise FailedPrecondition("planning took too long: retry", reason="BLOB_MISSING")
         Tree(transaction, base).put(root.node, root.table)
+        await asyncio.to_thread(self._on_created, base.name, "", born(root.node))
 
     async def delete(self, transaction: Transaction, base_name: str) -> None:
         """Delete a split base's nodes, leaves first."""

@@ -133,6 +133,11 @@ class Tree:
                 self.put(node)
 
 
+def born(node: rpb.Domain) -> int:
+    """When a node was made, nanoseconds: tells it from others that had its path."""
+    return node.create_time.ToNanoseconds()
+
+
 def is_below(path: str, ancestor: str) -> bool:
     """Whether `path` is under `ancestor`; nothing is under itself."""
     return path != ancestor and (not ancestor or path.startswith(f"{ancestor}/"))

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 
 from services.common.errors import Aborted, FailedPrecondition, HmiError
 from services.common.failpoints import Reach
@@ -16,10 +17,8 @@ from services.knowledge_store.domains.options import DomainOptions
 from services.knowledge_store.domains.planner import Planner
 from services.knowledge_store.domains.repairs import Repairs
 from services.knowledge_store.domains.work import Work
-from services.knowledge_store.frequency import Frequencies, Stream
 from services.knowledge_store.metadata.database import Database
-from services.knowledge_store.metadata.kinds import BASES, DOMAINS, TENANTS, domain_name
-from services.knowledge_store.metadata.transaction import Transaction
+from services.knowledge_store.metadata.kinds import BASES
 from services.knowledge_store.tree import OrderChange
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,11 @@ _JITTER = 0.1
 
 
 class Updates:
-    """All trees' updates."""
+    """All trees' updates.
+
+    Args:
+        tidy: Forgets the counts that may shape nothing any more.
+    """
 
     def __init__(
         self,
@@ -38,7 +41,7 @@ class Updates:
         planner: Planner,
         work: Work,
         repairs: Repairs,
-        frequencies: Frequencies,
+        tidy: Callable[[], Awaitable[None]],
         options: DomainOptions,
         *,
         reach: Reach,
@@ -47,7 +50,7 @@ class Updates:
         self._planner = planner
         self._work = work
         self._repairs = repairs
-        self._frequencies = frequencies
+        self._tidy = tidy
         self._options = options
         self._reach = reach
         self._next_update = self._in_an_interval()
@@ -92,25 +95,6 @@ class Updates:
         if self._options.update_interval_s and time.monotonic() >= self._next_update:
             self._next_update = self._in_an_interval()
             await self._update_all()
-
-    async def _tidy(self) -> None:
-        """Forget counts of domains and tenants that are gone, or that no longer share."""
-        streams = self._frequencies.streams()
-
-        async def read(transaction: Transaction) -> set[Stream]:
-            names = {stream: domain_name(stream.base, stream.path) for stream in streams}
-            await transaction.load(DOMAINS, names.values())
-            await transaction.load(TENANTS, {stream.tenant for stream in streams})
-            kept = set()
-            for stream, name in names.items():
-                node = await transaction.get(DOMAINS, name)
-                tenant = await transaction.get(TENANTS, stream.tenant)
-                if node and tenant and (tenant.shares_counts or tenant.name == node.tenant):
-                    kept.add(stream)
-            return kept
-
-        if streams:
-            self._frequencies.drop(set(streams) - await self._database.change(read))
 
     async def _update_all(self) -> None:
         bases = await self._database.change(lambda transaction: transaction.all(BASES))

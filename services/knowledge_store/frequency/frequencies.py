@@ -5,6 +5,9 @@ Knows half-lives, repeats and bounds; does not know what tables are made of it, 
 Time is counted in tokens: a domain's clock goes on with the tokens its tenants send, and a count
 loses half its weight in one half-life of them. A tenant that sends more than all the others
 together moves the clock by as much as they do, so that a flood does not wash out what they sent.
+
+A path may be deleted and made anew. Counts are of the node that was born when they came, and of no
+other: they go when another takes its path, and what still comes for the old one is not counted.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Observation:
         half_life_tokens: The domain's.
         lookups: Tokens looked up, then answered by trigram, bigram, unigram and computation.
         is_counted: Whether n-grams are kept: not those that may shape no table.
+        born: Which domain of that path it is: when it was made, nanoseconds.
     """
 
     stream: Stream
@@ -51,6 +55,7 @@ class Observation:
     half_life_tokens: float
     lookups: Sequence[int]
     is_counted: bool = True
+    born: int = 0
 
 
 @dataclass
@@ -61,11 +66,13 @@ class State:
         sketches: By stream, with the clock each was decayed to last.
         clocks: By base and path: tokens so far.
         seen: By executor and epoch: the last sequence, the longest unheard of first.
+        births: By base and path: which domain's counts these are.
     """
 
     sketches: dict[Stream, tuple[Sketch, float]] = field(default_factory=dict)
     clocks: dict[tuple[str, str], float] = field(default_factory=dict)
     seen: OrderedDict[tuple[str, int], int] = field(default_factory=OrderedDict)
+    births: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
 class Frequencies:
@@ -137,6 +144,28 @@ class Frequencies:
         with self._lock:
             return list(self._state.sketches)
 
+    def domains(self) -> set[tuple[str, str]]:
+        """Base and path of the domains that something is kept of."""
+        with self._lock:
+            return {*self._state.births, *self._state.clocks}
+
+    def renew(self, base: str, path: str, born: int, clock: float = 0.0) -> None:
+        """Hold counts for this domain from now on: those of another of its path are forgotten.
+
+        Args:
+            clock: What its clock showed already, if that is more: counts may have been lost.
+        """
+        domain = (base, path)
+        with self._lock:
+            held = self._state.births.get(domain)
+            if held not in (None, born):
+                self._forget(domain)
+            if held != born or self._state.clocks.get(domain, 0.0) < clock:
+                self._state.births[domain] = born
+                self._state.clocks[domain] = max(clock, self._state.clocks.get(domain, 0.0))
+                self._masses.pop(domain, None)
+                self.num_changes += 1
+
     def drop(self, streams: Iterable[Stream]) -> None:
         """Forget streams."""
         with self._lock:
@@ -146,14 +175,9 @@ class Frequencies:
                     self.num_changes += 1
 
     def forget(self, base: str, path: str) -> None:
-        """Forget one domain's counts: its name may return for another."""
+        """Forget one domain's counts: it is gone."""
         with self._lock:
-            for stream in [s for s in self._state.sketches if (s.base, s.path) == (base, path)]:
-                del self._state.sketches[stream]
-            self._state.clocks.pop((base, path), None)
-            self._masses.pop((base, path), None)
-            self._lookups.pop((base, path), None)
-            self.num_changes += 1
+            self._forget((base, path))
 
     def snapshot(self) -> State:
         """What is held now, to be written down."""
@@ -162,11 +186,23 @@ class Frequencies:
             return replace(
                 held,
                 sketches=dict(held.sketches), clocks=dict(held.clocks), seen=held.seen.copy(),
+                births=dict(held.births),
             )  # fmt: skip
+
+    def _forget(self, domain: tuple[str, str]) -> None:
+        for stream in [s for s in self._state.sketches if (s.base, s.path) == domain]:
+            del self._state.sketches[stream]
+        self._state.clocks.pop(domain, None)
+        self._state.births.pop(domain, None)
+        self._masses.pop(domain, None)
+        self._lookups.pop(domain, None)
+        self.num_changes += 1
 
     def _add(self, observation: Observation) -> None:
         stream = observation.stream
         domain = (stream.base, stream.path)
+        if self._state.births.setdefault(domain, observation.born) != observation.born:
+            return
         total = self._lookups.setdefault(domain, [0] * NUM_LOOKUP_KINDS)
         for kind, number in enumerate(observation.lookups):
             total[kind] += number
@@ -224,5 +260,6 @@ class Frequencies:
 
 
 def decay(num_tokens: float, half_life_tokens: float) -> float:
-    """The weight of a count that is `num_tokens` old."""
-    return float(0.5 ** (num_tokens / half_life_tokens))
+    """The weight of a count that is `num_tokens` old; one ahead of its clock, which lost tokens in
+    a crash, weighs all it did."""
+    return float(0.5 ** (max(0.0, num_tokens) / half_life_tokens))

@@ -89,6 +89,7 @@ def _write(path: Path, state: State) -> None:
             for stream, (sketch, clock) in state.sketches.items()
         ],
         "clocks": [[base, at, clock] for (base, at), clock in state.clocks.items()],
+        "births": [[base, at, born] for (base, at), born in state.births.items()],
         "seen": [[executor, epoch, last] for (executor, epoch), last in state.seen.items()],
     }  # fmt: skip
     keys = np.concatenate([np.empty(0, np.int64), *(s.keys for s in sketches)])
@@ -111,6 +112,8 @@ def _read(path: Path) -> State:
     state = State(
         clocks={(base, at): float(clock) for base, at, clock in described["clocks"]},
         seen=OrderedDict(((executor, epoch), last) for executor, epoch, last in described["seen"]),
+        # Files of before births were kept name none: their counts are whose path it is now.
+        births={(base, at): int(born) for base, at, born in described.get("births", [])},
     )
     start = 0
     for base, at, tenant, num_keys, num_tokens, error, clock in described["streams"]:
