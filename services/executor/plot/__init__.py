@@ -1,8 +1,8 @@
 """PLOT: precomputed lookup tables of n-gram representations, along the path of a domain.
 
 `segment` and `manifest` are the formats, `index` finds keys, `node` and `table` are what one table
-version answers, `hot`, `tier` and `device_table` keep rows near, `loader` and `store` bring table
-versions in and lend them, `cache` and `retrieve` serve batches.
+version answers, `hot`, `tier` and `device_table` keep rows near, `loader`, `loaded` and
+`store` bring table versions in and lend them, `cache` and `retrieve` serve batches.
 """
 
 from services.executor.plot.cache import RowCaches

@@ -25,10 +25,11 @@ from services.common.errors import (
 )
 from services.executor.adapters.metrics import DEVICE_BYTES
 from services.executor.plot import metrics
+from services.executor.plot.coalesce import Coalesced
 from services.executor.plot.index import KEY_BYTES
+from services.executor.plot.loaded import LoadedTables
 from services.executor.plot.loader import TableLoader
 from services.executor.plot.manifest import Manifest
-from services.executor.plot.node import NodeTable
 from services.executor.plot.table import Table
 from services.executor.plot.tier import HotTier
 
@@ -39,15 +40,6 @@ _RETRY_S = 5.0  # a version that failed is not tried again before
 _AWAY_S = 0.5  # nor before this, if the knowledge store was away: clients wait for its restart
 _MAX_ERRORS = 1024
 _PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blobs themselves: no retry can mend it
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """A table, how many batches use it, and when one last did, in time.monotonic() seconds."""
-
-    table: Table
-    num_users: int = 0
-    last_used: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -94,17 +86,19 @@ class TableStore:
         self._name = name
         self._lock = threading.Lock()
         self._choosing = threading.Lock()
-        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._loaded = LoadedTables()
         self._loading: dict[str, _Loading] = {}
         self._failures: OrderedDict[str, _Failure] = OrderedDict()
         self._is_closed = False
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="table-load")
+        self._refreshing = Coalesced(self.refresh_hot, "table-hot")
 
     def close(self) -> None:
         """Stop loading. Tables in use stay usable."""
         with self._lock:
             self._is_closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
+        self._refreshing.close()
 
     def prefetch(self, version: str) -> None:
         """Begin to load unless it is loaded or loading."""
@@ -125,11 +119,9 @@ class TableStore:
                 blobs themselves are wrong.
         """
         with self._lock:
-            loaded = self._loaded.get(version)
-            if loaded is not None:
-                loaded.num_users += 1
-                self._loaded.move_to_end(version)
-                return loaded.table
+            table = self._loaded.lend(version)
+            if table is not None:
+                return table
             failure = self._failure(version)
             if failure is not None:
                 raise failure.error
@@ -137,47 +129,41 @@ class TableStore:
             return None
 
     def release(self, table: Table) -> None:
-        """End one `acquire`."""
+        """End one `acquire`.
+
+        Raises:
+            Internal: Nobody had acquired it.
+        """
         with self._lock:
-            loaded = self._loaded.get(table.version)
-            if loaded is None or loaded.table is not table or loaded.num_users < 1:
-                raise Internal("a table was released that nobody had acquired")
-            loaded.num_users -= 1
-            loaded.last_used = time.monotonic()
-            if not loaded.num_users:
-                self._evict()
+            self._loaded.take_back(table)
+            self._evict()
 
     def forget(self, version: str) -> None:
         """Drop a version that no model reads any more, unless a batch uses it."""
         with self._lock:
-            loaded = self._loaded.get(version)
-            if loaded is not None and not loaded.num_users:
-                del self._loaded[version]
+            if self._loaded.drop(version):
                 self._observe()
 
     def drop_idle(self, idle_s: float) -> None:
         """Drop versions that no batch used for so long, so that their blobs may be collected. They
         come back when they are asked for."""
-        now = time.monotonic()
+        until = time.monotonic() - idle_s
         with self._lock:
-            for version, loaded in list(self._loaded.items()):
-                if not loaded.num_users and now - loaded.last_used >= idle_s:
-                    del self._loaded[version]
+            while (idle := self._loaded.longest_idle()) is not None and idle[1] <= until:
+                self._loaded.drop(idle[0])
             self._observe()
 
     def versions(self) -> frozenset[str]:
         """Versions that are loaded."""
         with self._lock:
-            return frozenset(self._loaded)
+            return frozenset(table.version for table in self._loaded)
 
     def held_blobs(self) -> frozenset[str]:
         """Digests of all blobs that loaded tables and those on their way in are made of: who
         collects blobs must leave them."""
         with self._lock:
             held = {
-                blob
-                for version, loaded in self._loaded.items()
-                for blob in _blobs_of(version, loaded.table.manifest)
+                blob for table in self._loaded for blob in _blobs_of(table.version, table.manifest)
             }
             for version, loading in self._loading.items():
                 held |= {version, *loading.blobs}
@@ -185,14 +171,15 @@ class TableStore:
 
     def refresh_hot(self) -> None:
         """Drop what is idle, and choose hot rows anew by what was used since the last time. Slow:
-        not for event loops."""
+        not for event loops. A load has it done soon, once for all loads meanwhile."""
         self.drop_idle(self._idle_s)
         with self._choosing:
             with self._lock:
-                nodes = self._nodes()
+                nodes = self._loaded.nodes
             self._tier.choose(nodes)
-            with self._lock:
-                self._observe()
+        num_hot, size_bytes = sum(len(n.hot) for n in nodes), sum(n.hot.size_bytes for n in nodes)
+        metrics.ROWS.labels(self._name, "hot").set(num_hot)
+        DEVICE_BYTES.labels(self._name, "tables").set(size_bytes)
 
     def _failure(self, version: str) -> _Failure | None:
         failure = self._failures.get(version)
@@ -220,7 +207,7 @@ class TableStore:
         metrics.LOAD_SECONDS.observe(time.perf_counter() - started)
         self._on_change()
         if is_new:
-            self.refresh_hot()
+            self._refreshing.ask()
 
     def _make(self, version: str) -> Table:
         manifest = self._loader.manifest(version)
@@ -242,7 +229,7 @@ class TableStore:
     def _publish(self, version: str, table: Table) -> bool:
         """Make a table known; whether it has a node whose rows were never chosen from."""
         with self._lock:
-            self._loaded[version] = _Loaded(table)
+            self._loaded.add(table)
             del self._loading[version]
             self._evict(keep=version)
         return any(len(node) and node.hot.uses is None for node in table.nodes)
@@ -254,35 +241,20 @@ class TableStore:
             while len(self._failures) > _MAX_ERRORS:
                 self._failures.popitem(last=False)
 
-    def _nodes(self) -> list[NodeTable]:
-        """Every loaded node once."""
-        nodes = (node for loaded in self._loaded.values() for node in loaded.table.nodes)
-        return list(dict.fromkeys(nodes))
-
     def _evict(self, keep: str = "") -> None:
-        """Drop tables nobody uses, the least recently used first, until the rest fits.
-
-        A table that shares all its nodes with others frees nothing and still goes: it comes back
-        at once, for the same reason.
-        """
-        idle = [
-            version
-            for version, loaded in self._loaded.items()
-            if not loaded.num_users and version != keep
-        ]
-        for version in idle:
-            if sum(node.size_bytes for node in self._nodes()) <= self._host_bytes:
+        """Drop tables nobody uses, the longest idle first, until the rest fits."""
+        while self._loaded.size_bytes > self._host_bytes:
+            idle = self._loaded.longest_idle()
+            if idle is None or idle[0] == keep:
                 break
-            del self._loaded[version]
+            self._loaded.drop(idle[0])
         self._observe()
 
     def _observe(self) -> None:
-        nodes = self._nodes()
+        """What changes as tables come and go; hot rows are observed as they are chosen."""
         metrics.TABLES.labels(self._name).set(len(self._loaded))
-        metrics.ROWS.labels(self._name, "mapped").set(sum(map(len, nodes)))
-        metrics.ROWS.labels(self._name, "hot").set(sum(len(node.hot) for node in nodes))
-        metrics.HOST_BYTES.labels(self._name).set(sum(node.size_bytes for node in nodes))
-        DEVICE_BYTES.labels(self._name, "tables").set(sum(node.hot.size_bytes for node in nodes))
+        metrics.ROWS.labels(self._name, "mapped").set(self._loaded.num_rows)
+        metrics.HOST_BYTES.labels(self._name).set(self._loaded.size_bytes)
 
 
 def _wait_s(error: HmiError) -> float:
