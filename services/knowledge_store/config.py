@@ -55,7 +55,7 @@ class StoreSettings(ServiceSettings):
         0.0, ge=0, description="Time between scheduled updates of all domains; 0 makes none."
     )
     domain_update_timeout_s: float = Field(
-        3_600.0, gt=0, description="An update that nobody works on is rolled back at this age."
+        3_600.0, gt=0, description="An update that nobody works on for so long is rolled back."
     )
     domain_min_tenants: int = Field(
         3, ge=1, description="Tenants that must send an n-gram before a shared domain learns it."
@@ -70,6 +70,9 @@ class StoreSettings(ServiceSettings):
     )
     work_lease_ms: int = Field(
         30_000, gt=0, description="Rows whose executor is not heard of for so long go to another."
+    )
+    work_tries: int = Field(
+        8, gt=0, description="Times that rows are given out until their update is rolled back."
     )
     counts_keys: int = Field(
         1 << 18, gt=0, description="N-grams whose counts are kept for one tenant in one domain."

@@ -92,6 +92,30 @@ MISS_POLICY_COMPUTE: MissPolicy.ValueType  # 2
 """The local encoder's own output, computed."""
 Global___MissPolicy: typing_extensions.TypeAlias = MissPolicy
 
+class _UpdateOutcome:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _UpdateOutcomeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_UpdateOutcome.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    UPDATE_OUTCOME_UNSPECIFIED: _UpdateOutcome.ValueType  # 0
+    """Not set."""
+    UPDATE_OUTCOME_COMMITTED: _UpdateOutcome.ValueType  # 1
+    """Its rows are the domain's."""
+    UPDATE_OUTCOME_ROLLED_BACK: _UpdateOutcome.ValueType  # 2
+    """The domain has the rows it had."""
+
+class UpdateOutcome(_UpdateOutcome, metaclass=_UpdateOutcomeEnumTypeWrapper):
+    """UpdateOutcome is how an update ended."""
+
+UPDATE_OUTCOME_UNSPECIFIED: UpdateOutcome.ValueType  # 0
+"""Not set."""
+UPDATE_OUTCOME_COMMITTED: UpdateOutcome.ValueType  # 1
+"""Its rows are the domain's."""
+UPDATE_OUTCOME_ROLLED_BACK: UpdateOutcome.ValueType  # 2
+"""The domain has the rows it had."""
+Global___UpdateOutcome: typing_extensions.TypeAlias = UpdateOutcome
+
 class _Task:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -417,6 +441,7 @@ class Domain(google.protobuf.message.Message):
     IS_UPDATING_FIELD_NUMBER: builtins.int
     IS_FROZEN_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
+    LAST_UPDATE_FIELD_NUMBER: builtins.int
     base: builtins.str
     """Name of the split base."""
     path: builtins.str
@@ -449,6 +474,10 @@ class Domain(google.protobuf.message.Message):
     def create_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was created."""
 
+    @property
+    def last_update(self) -> Global___EndedUpdate:
+        """How its last update ended; unset: none has. A domain whose first update was rolled back has no table version."""
+
     def __init__(
         self,
         *,
@@ -466,13 +495,49 @@ class Domain(google.protobuf.message.Message):
         is_updating: builtins.bool = ...,
         is_frozen: builtins.bool = ...,
         create_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        last_update: Global___EndedUpdate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["create_time", b"create_time", "last_update", b"last_update"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["alpha", b"alpha", "base", b"base", "byte_budget", b"byte_budget", "create_time", b"create_time", "encoder_sha256", b"encoder_sha256", "half_life_tokens", b"half_life_tokens", "is_frozen", b"is_frozen", "is_updating", b"is_updating", "miss_policy", b"miss_policy", "path", b"path", "segments", b"segments", "table_number", b"table_number", "table_version", b"table_version", "tenant", b"tenant"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["alpha", b"alpha", "base", b"base", "byte_budget", b"byte_budget", "create_time", b"create_time", "encoder_sha256", b"encoder_sha256", "half_life_tokens", b"half_life_tokens", "is_frozen", b"is_frozen", "is_updating", b"is_updating", "last_update", b"last_update", "miss_policy", b"miss_policy", "path", b"path", "segments", b"segments", "table_number", b"table_number", "table_version", b"table_version", "tenant", b"tenant"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Domain: typing_extensions.TypeAlias = Domain
+
+@typing.final
+class EndedUpdate(google.protobuf.message.Message):
+    """EndedUpdate says how an update ended."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    END_TIME_FIELD_NUMBER: builtins.int
+    update_id: builtins.str
+    """The update."""
+    outcome: Global___UpdateOutcome.ValueType
+    """How it ended."""
+    reason: builtins.str
+    """Why it was rolled back, in words."""
+    @property
+    def end_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it ended."""
+
+    def __init__(
+        self,
+        *,
+        update_id: builtins.str = ...,
+        outcome: Global___UpdateOutcome.ValueType = ...,
+        reason: builtins.str = ...,
+        end_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["end_time", b"end_time"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["end_time", b"end_time", "outcome", b"outcome", "reason", b"reason", "update_id", b"update_id"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___EndedUpdate: typing_extensions.TypeAlias = EndedUpdate
 
 @typing.final
 class Version(google.protobuf.message.Message):

@@ -79,6 +79,7 @@ def _options(settings: StoreSettings) -> DomainOptions:
         max_tenant_domains=settings.max_tenant_domains,
         rows_per_work=settings.work_rows,
         work_lease_s=settings.work_lease_ms / 1_000,
+        work_tries=settings.work_tries,
         update_timeout_s=settings.domain_update_timeout_s,
         update_interval_s=settings.domain_update_s,
         rules=ChangeRules(settings.domain_max_changed, settings.domain_min_tenants),

@@ -28,7 +28,8 @@ class DomainOptions:
         rows_per_work: Rows that are given out at once, if they fit in one segment.
         max_segments: Segments of one order in a node, beyond which they are written anew.
         work_lease_s: How long leased work may go without a renewal.
-        update_timeout_s: How old an update that nobody works on may get.
+        work_tries: How often work is given out until its update is given up.
+        update_timeout_s: How long nobody may work on an update.
         update_interval_s: Time between scheduled updates; 0: none.
         rules: What bounds an update.
     """
@@ -39,6 +40,7 @@ class DomainOptions:
     max_tenant_domains: int
     rows_per_work: int
     work_lease_s: float
+    work_tries: int
     update_timeout_s: float
     update_interval_s: float
     max_segments: int = 8

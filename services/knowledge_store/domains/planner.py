@@ -8,8 +8,6 @@ from still holds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.errors import Aborted, FailedPrecondition, NotFound
@@ -18,14 +16,15 @@ from services.knowledge_store.domains.drafts import Draft, Drafting, Goal
 from services.knowledge_store.domains.key_blobs import KeyBlobs, unigrams
 from services.knowledge_store.domains.manifests import path_to
 from services.knowledge_store.domains.options import DEFAULT_ALPHA, DomainOptions
-from services.knowledge_store.domains.records import Corpus, Table, Update, get_updates, put_update
+from services.knowledge_store.domains.planning import Facts, check_idle, left_of
+from services.knowledge_store.domains.records import Corpus, Table, get_updates, put_update
 from services.knowledge_store.domains.sources import (
     OwnCounts,
     corpus_source,
     node_counts,
     traffic_source,
 )
-from services.knowledge_store.domains.tables import Tree, is_below
+from services.knowledge_store.domains.tables import Tree
 from services.knowledge_store.frequency import Frequencies
 from services.knowledge_store.metadata.bases import BlobSizes
 from services.knowledge_store.metadata.database import Database
@@ -35,30 +34,6 @@ from services.knowledge_store.tree import Node, NodeCounts, NodePlan, OrderChang
 from services.knowledge_store.tree.sorted_keys import NONE, IntArray
 
 _TRIES = 3
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A tree as one transaction saw it, and who shares counts."""
-
-    base: rpb.Base
-    nodes: Mapping[str, rpb.Domain]
-    tables: Mapping[str, Table]
-    updates: Sequence[Update]
-    sharing: frozenset[str]
-
-    @property
-    def marks(self) -> dict[str, tuple[int, str]]:
-        """What a plan depends on: each node's table_number and encoder."""
-        return {path: (n.table_number, n.encoder_sha256) for path, n in self.nodes.items()}
-
-    def keys_blob(self, path: str) -> str:
-        """Blob of the keys a node has, or will have once its update is committed."""
-        for update in self.updates:
-            for node in update.nodes:
-                if node.path == path:
-                    return node.keys_sha256
-        return self.tables[path].rows.keys_sha256
 
 
 class Planner:
@@ -123,11 +98,13 @@ class Planner:
         self, base_name: str, path: str, *, is_dry_run: bool, is_scheduled: bool
     ) -> tuple[str, list[OrderChange]]:
         """Plan a tree's update, or of a node and those below it, and start it unless it is a dry
-        run; returns its id, empty if nothing is started, and what changes.
+        run; returns its id, empty if nothing is started, and what changes. Nodes without a table
+        yet are left out, with those below them.
 
         Raises:
             NotFound: Base or path.
-            FailedPrecondition: The base is not split, or an update is being worked on.
+            FailedPrecondition: The base is not split, the node has no table, or an update of nodes
+                of these is being worked on.
             Aborted: The tree kept changing meanwhile.
             ResourceExhausted: The disk is full.
         """
@@ -135,14 +112,14 @@ class Planner:
             facts = await self._facts(base_name)
             if path not in facts.nodes:
                 raise NotFound(f"there is no domain {path!r}", reason="DOMAIN_NOT_FOUND")
+            scope = facts.scope(path, with_frozen=not is_scheduled)
             if not is_dry_run:
-                check_idle(facts.updates)
-            scope = {
-                other
-                for other, node in facts.nodes.items()
-                if (other == path or is_below(other, path))
-                and not (is_scheduled and node.is_frozen)
-            }
+                check_idle(facts.updates, scope | {path})
+                if not facts.is_ready(path):
+                    raise FailedPrecondition(
+                        f"domain {path!r} has no table to update: delete it and create it again",
+                        reason="NO_TABLE",
+                    )
             keys_now, plans = await self._plan(facts, scope)
             changes = [change for plan in plans.values() for change in plan.changes]
             if is_dry_run:
@@ -164,11 +141,11 @@ class Planner:
 
         Raises:
             NotFound: Base or path.
-            FailedPrecondition: An update is being worked on.
+            FailedPrecondition: An update of the node is being worked on.
             ResourceExhausted: The disk is full.
         """
         facts = await self._facts(base_name)
-        check_idle(facts.updates)
+        check_idle(facts.updates, {path})
         if path not in facts.nodes:
             raise NotFound(f"there is no domain {path!r}", reason="DOMAIN_NOT_FOUND")
         rows = facts.tables[path].rows
@@ -188,14 +165,16 @@ class Planner:
     async def _start(self, facts: Facts, draft: Draft) -> bool:
         async def start(transaction: Transaction) -> bool:
             tree = await Tree.load(transaction, facts.base.name)
+            still = left_of(draft, tree.nodes)
+            paths = {part.path for part in still.update.nodes}
             updates = await get_updates(transaction, facts.base.name)
-            check_idle(updates)
+            check_idle(updates, paths)
             now = Facts(tree.base, tree.nodes, tree.tables, updates, facts.sharing)
-            if now.base.digest != facts.base.digest or now.marks != facts.marks:
+            if now.base.digest != facts.base.digest or now.marks(paths) != facts.marks(paths):
                 return False
-            if not await self.start(transaction, draft):
+            if not paths or not await self.start(transaction, still):
                 return False
-            for part in draft.update.nodes:
+            for part in still.update.nodes:
                 node = tree.nodes[part.path]
                 node.is_updating = True
                 tree.put(node)
@@ -279,17 +258,4 @@ class Planner:
     async def _read_counts(self, facts: Facts, corpus: Corpus) -> NgramCounts:
         return await self._key_blobs.read_counts(
             "counts", corpus.sha256, facts.base.tokenizer_digest, facts.tables[""].vocab_size
-        )
-
-
-def check_idle(updates: Sequence[Update]) -> None:
-    """Refuse to change a tree that is being changed.
-
-    Raises:
-        FailedPrecondition: An update is being worked on.
-    """
-    if updates:
-        raise FailedPrecondition(
-            f"update {updates[0].update_id} is being worked on: wait until it is committed",
-            reason="UPDATE_RUNNING",
         )

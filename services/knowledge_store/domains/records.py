@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict
 
 from hmi.admin.v1 import resources_pb2 as rpb
+from hmi.knowledge.v1 import domain_pb2 as pb
 from services.knowledge_store.metadata.kinds import (
     DOMAIN_TABLES,
     DOMAIN_UPDATES,
@@ -131,7 +132,7 @@ class Update(Record):
 
     Attributes:
         base: The tree.
-        is_first: It makes one new node's first table, and is never given up.
+        is_first: It makes one new node's first table, and has all the time it needs.
         start_time_s: Unix seconds.
         last_progress_s: When its work was last leased, renewed or completed, Unix seconds, to
             within a lease.
@@ -156,6 +157,7 @@ class WorkRecord(Record):
     Attributes:
         token: Lease token of whom it was last given to; empty: nobody yet.
         executor_id: Who that is.
+        tries: How often it was given out.
         segments: What was written; None: not done.
         restores: A damaged segment's sha256, which the same rows give again; such work is in no
             update.
@@ -173,8 +175,17 @@ class WorkRecord(Record):
     expected_version: int
     token: str = ""
     executor_id: str = ""
+    tries: int = 0
     segments: tuple[SegmentRecord, ...] | None = None
     restores: str = ""
+
+    def to_pb(self, *, lease_ms: int) -> pb.Work:
+        return pb.Work(
+            work_id=self.work_id, base_digest=self.base_digest, path=self.path,
+            encoder_sha256=self.encoder_sha256, order=self.order, keys_sha256=self.keys_sha256,
+            num_entries=self.num_entries, expected_version=self.expected_version,
+            lease_token=self.token, lease_ms=lease_ms,
+        )  # fmt: skip
 
 
 async def get_table(transaction: Transaction, base: str, path: str) -> Table:
@@ -210,10 +221,18 @@ async def get_work(transaction: Transaction, work_id: str) -> WorkRecord | None:
 
 
 async def get_all_work(transaction: Transaction) -> list[WorkRecord]:
-    """All work there is, parents' before children's."""
+    """All work there is: that of older updates first, what restores segments before it; of one
+    update parents' before children's.
+    """
+    ages = {update.update_id: age for age, update in enumerate(await get_updates(transaction), 1)}
     found = (await transaction.records(DOMAIN_WORK)).values()
     work = [WorkRecord.model_validate_json(data) for data in found]
-    return sorted(work, key=lambda w: (w.path.count("/") + bool(w.path), w.path, w.work_id))
+
+    def rank(piece: WorkRecord) -> tuple[int, int, str, str]:
+        depth = len(piece.path.split("/")) if piece.path else 0
+        return ages.get(piece.update_id, 0), depth, piece.path, piece.work_id
+
+    return sorted(work, key=rank)
 
 
 def put_work(transaction: Transaction, work: WorkRecord) -> None:

@@ -24,14 +24,13 @@ from services.common.errors import Aborted, FailedPrecondition, InvalidArgument
 from services.common.failpoints import Reach
 from services.common.ids import check_sha256
 from services.knowledge_store import metrics
+from services.knowledge_store.domains import endings
 from services.knowledge_store.domains.key_blobs import FORM_NAMES, NUM_SLOTS, KeyBlobs, SegmentKind
-from services.knowledge_store.domains.manifests import path_to
 from services.knowledge_store.domains.options import DomainOptions
 from services.knowledge_store.domains.records import (
     SegmentRecord,
     Update,
     WorkRecord,
-    delete_update,
     get_all_work,
     get_update,
     get_updates,
@@ -102,9 +101,10 @@ class Work:
                 return held
             work = [w for w in await get_all_work(transaction) if w.base_digest in base_digests]
             for piece in work:
-                if piece.segments is None and not self._is_held(piece):
+                if piece.segments is None and not self._is_held(piece) and self._may_try(piece):
                     token = uuid.uuid4().hex
-                    given = {"executor_id": executor_id, "token": token}
+                    tries = piece.tries + 1
+                    given = {"executor_id": executor_id, "token": token, "tries": tries}
                     leased = piece.model_copy(update=given)
                     put_work(transaction, leased)
                     await self._note_progress(transaction, leased)
@@ -116,7 +116,7 @@ class Work:
             return None
         self._deadlines[leased.work_id] = time.monotonic() + self._options.work_lease_s
         self._reach("after_lease", 1)
-        return _to_pb(leased, int(self._options.work_lease_s * 1_000))
+        return leased.to_pb(lease_ms=int(self._options.work_lease_s * 1_000))
 
     async def complete(
         self, work_id: str, token: str, expected_version: int, segments: Sequence[rpb.Segment]
@@ -172,28 +172,52 @@ class Work:
         return committed
 
     async def give_up(self) -> list[str]:
-        """Roll back updates that nobody works on; returns their ids. First tables stay planned."""
+        """Roll back updates that nobody works on, and those whose rows cannot be made; returns
+        their ids. First tables have all the time they need, the root's all the tries."""
 
-        async def give_up(transaction: Transaction) -> list[str]:
-            oldest = time.time() - self._options.update_timeout_s
-            work = await get_all_work(transaction)
-            alive = {w.update_id for w in work if w.segments is None and self._is_held(w)}
-            over = [
-                update
-                for update in await get_updates(transaction)
-                if not update.is_first
-                and max(update.idle_since_s, self._begin_time_s) < oldest
-                and update.update_id not in alive
-            ]
-            for update in over:
-                await _roll_back(transaction, update)
-            return [update.update_id for update in over]
+        async def give_up(transaction: Transaction) -> list[tuple[str, str]]:
+            work = [w for w in await get_all_work(transaction) if w.segments is None]
+            held = {piece.update_id for piece in work if self._is_held(piece)}
+            failed = {w.update_id for w in work if not self._is_held(w) and not self._may_try(w)}
+            self._deadlines = {
+                w.work_id: self._deadlines[w.work_id] for w in work if w.work_id in self._deadlines
+            }
+            over = []
+            for update in await get_updates(transaction):
+                reason = self._why_over(
+                    update, is_failed=update.update_id in failed, is_held=update.update_id in held
+                )
+                if reason:
+                    await endings.roll_back(transaction, update, reason)
+                    over.append((update.update_id, reason))
+            return over
 
         rolled_back = await self._database.change(give_up)
-        for update_id in rolled_back:
+        for update_id, reason in rolled_back:
             metrics.domain_updates_total.labels("rolled_back").inc()
-            logger.warning("an update was given up", extra={"update_id": update_id})
-        return rolled_back
+            facts = {"update_id": update_id, "reason": reason}
+            logger.warning("an update was given up", extra=facts)
+        return [update_id for update_id, _ in rolled_back]
+
+    def _why_over(self, update: Update, *, is_failed: bool, is_held: bool) -> str:
+        """Why an update is to be rolled back; empty: it is not."""
+        if is_failed:
+            return (
+                f"its rows could not be made in {self._options.work_tries} tries: the executors' "
+                "logs say why; an encoder may give values that fp16 cannot hold"
+            )
+        timeout_s = self._options.update_timeout_s
+        idle_since_s = max(update.idle_since_s, self._begin_time_s)
+        if update.is_first or is_held or time.time() - idle_since_s < timeout_s:
+            return ""
+        return f"nobody worked on it for {timeout_s:g} s: does an executor serve its base?"
+
+    def _may_try(self, work: WorkRecord) -> bool:
+        """Whether to give work out again. Without a root there is nothing; a restoration has
+        another end."""
+        is_roots_first = not work.path and not work.expected_version
+        is_endless = is_roots_first or not work.update_id
+        return is_endless or work.tries < self._options.work_tries
 
     async def _note_progress(
         self, transaction: Transaction, work: WorkRecord, *, within_s: float = 0.0
@@ -254,13 +278,10 @@ class Work:
             if any(piece.segments is None for piece in own):
                 continue
             tree = await Tree.load(transaction, update.base)
-            if not _has_ready_ancestors(tree, update):
+            if not endings.can_be_committed(tree, update):
                 continue
-            for part in update.nodes:
-                written = [s for work_id in part.work_ids for s in work[work_id].segments or ()]
-                tree.commit(part, written)
+            endings.commit(tree, update, work)
             await tree.name_versions([part.path for part in update.nodes], self._key_blobs.write)
-            delete_update(transaction, update)
             for piece in own:
                 done = _done_key(piece.work_id, piece.token)
                 transaction.remember(done, b"", ttl_s=self._request_id_ttl_s)
@@ -269,30 +290,5 @@ class Work:
         return ""
 
 
-def _has_ready_ancestors(tree: Tree, update: Update) -> bool:
-    """Whether everything above an update's nodes is past its first update."""
-    own = {part.path for part in update.nodes}
-    above = {path for part in update.nodes for path in path_to(part.path)} - own
-    return all(tree.tables[path].is_ready for path in above)
-
-
-async def _roll_back(transaction: Transaction, update: Update) -> None:
-    delete_update(transaction, update)
-    tree = await Tree.load(transaction, update.base)
-    for part in update.nodes:
-        node = tree.node(part.path)
-        node.is_updating = False
-        tree.put(node)
-
-
 def _done_key(work_id: str, token: str) -> str:
     return f"hmi:request:work:{work_id}:{token}"
-
-
-def _to_pb(work: WorkRecord, lease_ms: int) -> pb.Work:
-    return pb.Work(
-        work_id=work.work_id, base_digest=work.base_digest, path=work.path,
-        encoder_sha256=work.encoder_sha256, order=work.order, keys_sha256=work.keys_sha256,
-        num_entries=work.num_entries, expected_version=work.expected_version,
-        lease_token=work.token, lease_ms=lease_ms,
-    )  # fmt: skip
