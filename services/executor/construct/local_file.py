@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from services.common.errors import InvalidArgument
+from services.common.errors import InvalidArgument, Unavailable
 from services.common.local_encoder_format import FORMAT, METADATA_KEY, Form
 from services.executor.models.encoder import Encoder
 from services.executor.models.local_encoder import LocalEncoder
@@ -48,12 +48,15 @@ def read_local(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         InvalidArgument: It is no local encoder (field: the file's name).
+        Unavailable: It cannot be read at this moment, which says nothing of what it holds.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise Unavailable(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except (ValueError, safetensors.SafetensorError) as error:
         raise InvalidArgument(path.name, "not a complete safetensors file") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InvalidArgument(path.name, f"its metadata does not say {FORMAT}")
@@ -64,7 +67,7 @@ def load_local(path: Path, base: Encoder) -> LocalEncoder:
     """The local encoder in a file, on its base's device.
 
     Raises:
-        InvalidArgument: As `read_local`.
+        InvalidArgument, Unavailable: As `read_local`.
     """
     tensors, metadata = read_local(path)
     return LocalEncoder.of(base, tensors, Form(metadata["form"]))
