@@ -11,7 +11,7 @@ Knows google.rpc details; does not know any servicer. The interceptor turns thes
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import grpc
 import grpc.aio
@@ -49,6 +49,13 @@ class HmiError(Exception):
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
+
+    def fresh(self) -> Self:
+        """The same error without traceback or cause: one that is kept and raised again and again
+        would gather the frames of everybody it was raised to, and keep what they held."""
+        copy = type(self).__new__(type(self), *self.args)
+        copy.__dict__.update(self.__dict__)
+        return copy
 
     def details(self) -> list[error_details_pb2.ErrorInfo | object]:
         """The google.rpc detail messages, ErrorInfo first."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from services.common.errors import InvalidArgument, Unavailable
+from services.common.errors import DataLoss, HmiError, InvalidArgument, Unavailable
 from services.executor.adapters import failures, requests
 from services.executor.adapters.failures import Failures
 from services.executor.adapters.packing import Packed
@@ -108,12 +109,28 @@ def test_who_waited_is_told_also_when_the_pause_is_over(clock: Clock) -> None:
     assert held.tell(key) is None
 
 
-def test_a_refusal_is_for_good_and_of_the_bytes(clock: Clock) -> None:
+def test_a_refusal_is_of_the_bytes_and_believed_for_minutes(clock: Clock) -> None:
     held = Failures()
     held.refuse(Version("a"), InvalidArgument("blob", "no"))
-    clock.now += 1e6
+    clock.now += 250
     assert isinstance(held.tell(Version("a", "another")), InvalidArgument)
     assert held.is_known(Version("a"))
+    clock.now += 100
+    assert not held.is_known(Version("a"))
+    assert held.tell(Version("a")) is None
+
+
+def test_what_is_told_again_and_again_gathers_nothing(clock: Clock) -> None:
+    held, refused, failed = Failures(), Version("a"), Version("b")
+    held.refuse(refused, InvalidArgument("blob", "no"))
+    held.fail(failed, DataLoss("damaged"))
+    for key in (refused, failed):
+        lengths = []
+        for _ in range(20):
+            with pytest.raises(HmiError) as caught:
+                raise held.tell(key) or AssertionError
+            lengths.append(len(traceback.extract_tb(caught.value.__traceback__)))
+        assert lengths == [1] * 20
 
 
 def test_a_load_that_succeeds_ends_all_suspicion(clock: Clock) -> None:

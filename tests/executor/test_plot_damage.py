@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import time
+import traceback
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
-from services.common.errors import FailedPrecondition, InvalidArgument
-from services.executor.plot import Manifest, MissPolicy
-from tests.executor.plot_stores import ENCODER, opened, refusal, root, wait_for
-from tests.executor.plot_trees import Blobs, Part, sha, unigrams, write_version
+from services.common.errors import FailedPrecondition, InvalidArgument, Unavailable
+from services.common.local_encoder_format import FILE_NAME, Form
+from services.executor.construct.local_file import read_local, save_local
+from services.executor.plot import HotTier, Manifest, MissPolicy, TableLoader, TableStore
+from tests.executor.plot_stores import CPU, ENCODER, opened, refusal, root, wait_for
+from tests.executor.plot_trees import (
+    TABLE_BASE,
+    Blobs,
+    FakeEncoder,
+    Part,
+    sha,
+    unigrams,
+    write_version,
+)
 
 
 class Refetching(Blobs):
@@ -64,7 +78,7 @@ def test_what_stays_damaged_is_refused_and_never_served(tmp_path: Path) -> None:
         assert "hmi domains update" in error.message
         assert blobs.discarded == [segment.sha256]
         assert not store.is_ready(version)
-        assert refusal(store, version) is error  # nobody hammers the store meanwhile
+        assert str(refusal(store, version)) == str(error)  # nobody hammers the store meanwhile
         assert blobs.num_fetches == 2
 
 
@@ -83,3 +97,61 @@ def test_tables_that_cannot_answer_are_refused(tmp_path: Path) -> None:
             refused = refusal(store, version)
             assert (type(refused), refused.reason) == (error, reason)
             assert version not in store.held_blobs()
+
+
+def test_a_failure_told_again_and_again_gathers_nothing(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    garbage = blobs.put(b"{}")
+    with opened(blobs) as store:
+        errors = [refusal(store, garbage) for _ in range(50)]
+    assert len({id(error) for error in errors}) == 50
+    lengths = [len(traceback.extract_tb(error.__traceback__)) for error in errors]
+    assert lengths == lengths[:1] * 50
+    assert {str(error) for error in errors} == {str(errors[0])}
+    assert all(error.__cause__ is None for error in errors)
+
+
+def test_wrong_blobs_are_tried_again_after_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = Blobs(tmp_path)
+    version = write_version(blobs, [root()])
+
+    class Wrong(Blobs):
+        is_wrong = True
+
+        def path(self, sha256: str) -> Path:
+            if self.is_wrong:
+                raise InvalidArgument("blob", "is wrong")
+            return super().path(sha256)
+
+    wrong = Wrong(tmp_path)
+    with opened(wrong) as store:
+        assert isinstance(refusal(store, version), InvalidArgument)
+        wrong.is_wrong = False
+        assert isinstance(refusal(store, version), InvalidArgument)
+        clock = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + 3600)
+        assert wait_for(store, version).version == version
+
+
+def test_an_encoder_that_cannot_be_read_now_is_tried_again_soon(tmp_path: Path) -> None:
+    encoder = tmp_path / FILE_NAME
+
+    def load(_: str) -> FakeEncoder:
+        read_local(encoder)
+        return FakeEncoder(3)
+
+    blobs = Blobs(tmp_path)
+    version = write_version(blobs, [(ENCODER, [])], MissPolicy.COMPUTE)
+    store = TableStore(
+        TableLoader(TABLE_BASE, blobs, load), host_bytes=1 << 20, tier=HotTier(0, CPU)
+    )
+    try:
+        assert isinstance(refusal(store, version), Unavailable)  # evicted, say
+        tensors = {"gate.bias": torch.zeros(1)}
+        save_local(encoder, tensors, split=1, form=Form.CENTRE, unsplit_digest=sha("base"))
+        time.sleep(0.6)
+        assert wait_for(store, version).version == version
+    finally:
+        store.close()

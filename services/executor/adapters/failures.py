@@ -15,6 +15,8 @@ from services.common.errors import HmiError, Unavailable
 from services.executor.adapters.slots import Key
 
 _MAX_KEPT = 4096
+# A refusal is the blob's own, so that trying again is mostly in vain; nothing is known for ever.
+_REFUSED_S = 300.0
 # Who waits asks again at once when a load fails; an older error says nothing of the next load.
 _ERROR_S = 10.0
 _BACKOFF_MIN_S = 0.1
@@ -43,30 +45,38 @@ class _Failure:
         return now < self.retry_at or (not self.is_told and now < self.failed_at + _ERROR_S)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What can hardly ever be loaded, and until when that is believed, by `time.monotonic()`."""
+
+    error: HmiError
+    until: float
+
+
 class Failures:
-    """The latest failures, by key; refusals by digest, for good: they are the blob's own."""
+    """The latest failures, by key; refusals by digest, for minutes: they are the blob's own."""
 
     def __init__(self) -> None:
         self._failures: dict[Key, _Failure] = {}
-        self._refused: dict[str, HmiError] = {}
+        self._refused: dict[str, _Refusal] = {}
         self._suspect_until: dict[str, float] = {}  # by tenant
 
     def is_known(self, key: Key) -> bool:
         """Whether a load would be in vain, or come too soon."""
         failure = self._failures.get(key)
         is_fresh = failure is not None and failure.is_fresh(time.monotonic())
-        return is_fresh or key.digest in self._refused
+        return is_fresh or self._refusal(key) is not None
 
     def is_suspect(self, tenant: str) -> bool:
         """Whether a load of the tenant failed of late, and none came to a good end since."""
         return time.monotonic() < self._suspect_until.get(tenant, 0.0)
 
     def tell(self, key: Key) -> HmiError | None:
-        """Why the adapter cannot come: of refusals always, of failures until they may be retried,
-        and once at least."""
-        refusal = self._refused.get(key.digest)
+        """Why the adapter cannot come, as an error that nobody else has: of refusals as long as
+        they are believed, of failures until they may be retried, and once at least."""
+        refusal = self._refusal(key)
         if refusal is not None:
-            return refusal
+            return refusal.error.fresh()
         now = time.monotonic()
         failure = self._failures.get(key)
         if failure is None or not failure.is_fresh(now):
@@ -76,11 +86,12 @@ class Failures:
         if isinstance(error, Unavailable) and now < failure.retry_at:
             wait_s = failure.retry_at - now
             return Unavailable(error.message, reason=error.reason, retry_after_s=wait_s)
-        return error
+        return error.fresh()
 
     def refuse(self, key: Key, error: HmiError) -> None:
-        """It can never be loaded."""
-        _keep(self._refused, key.digest, error)
+        """It cannot be loaded, however often it is tried."""
+        refusal = _Refusal(error.fresh(), time.monotonic() + _REFUSED_S)
+        _keep(self._refused, key.digest, refusal)
         self._suspect(key)
 
     def fail(self, key: Key, error: HmiError) -> None:
@@ -90,13 +101,13 @@ class Failures:
         num = 1 if before is None or before.retry_at < now - _CALM_S else before.num + 1
         delay_s = min(_BACKOFF_MAX_S, _BACKOFF_MIN_S * 2 ** min(num - 1, 30))
         delay_s *= random.uniform(0.5, 1.0)  # noqa: S311 — spreads, hides nothing
-        _keep(self._failures, key, _Failure(error, num, now, now + delay_s))
+        _keep(self._failures, key, _Failure(error.fresh(), num, now, now + delay_s))
         self._suspect(key)
 
     def give_up(self, key: Key, error: HmiError) -> None:
         """It was loaded and found no room: who asks again may find some."""
         now = time.monotonic()
-        _keep(self._failures, key, _Failure(error, 0, now, now))
+        _keep(self._failures, key, _Failure(error.fresh(), 0, now, now))
 
     def end(self, key: Key) -> None:
         """It was loaded after all."""
@@ -106,6 +117,13 @@ class Failures:
     def forget(self, key: Key) -> None:
         """Its next load is a first one."""
         self._failures.pop(key, None)
+
+    def _refusal(self, key: Key) -> _Refusal | None:
+        refusal = self._refused.get(key.digest)
+        if refusal is not None and refusal.until < time.monotonic():
+            del self._refused[key.digest]
+            return None
+        return refusal
 
     def _suspect(self, key: Key) -> None:
         self._suspect_until.pop(key.tenant, None)

@@ -39,7 +39,9 @@ _NUM_THREADS = 2
 _RETRY_S = 5.0  # a version that failed is not tried again before
 _AWAY_S = 0.5  # nor before this, if the knowledge store was away: clients wait for its restart
 _MAX_ERRORS = 1024
-_PERMANENT = (InvalidArgument, ResourceExhausted)  # of the blobs themselves: no retry can mend it
+# What is wrong with the blobs themselves a retry seldom mends, but nothing is known for ever.
+_PERMANENT = (InvalidArgument, ResourceExhausted)
+_PERMANENT_S = 300.0
 
 
 @dataclass(slots=True)
@@ -115,8 +117,8 @@ class TableStore:
         """Lend the table until `release`. None if it is not loaded yet; it is then loaded.
 
         Raises:
-            HmiError: It could not be loaded. Asking again seconds later tries again, unless the
-                blobs themselves are wrong.
+            HmiError: It could not be loaded. Asking again seconds later tries again, or minutes
+                later if the blobs themselves are wrong.
         """
         with self._lock:
             table = self._loaded.lend(version)
@@ -124,7 +126,7 @@ class TableStore:
                 return table
             failure = self._failure(version)
             if failure is not None:
-                raise failure.error
+                raise failure.error.fresh()
             self._request(version)
             return None
 
@@ -237,7 +239,7 @@ class TableStore:
     def _fail(self, version: str, error: HmiError) -> None:
         with self._lock:
             self._loading.pop(version, None)
-            self._failures[version] = _Failure(error, time.monotonic() + _wait_s(error))
+            self._failures[version] = _Failure(error.fresh(), time.monotonic() + _wait_s(error))
             while len(self._failures) > _MAX_ERRORS:
                 self._failures.popitem(last=False)
 
@@ -261,7 +263,7 @@ def _wait_s(error: HmiError) -> float:
     """How long a failed load is not tried again, in seconds."""
     if isinstance(error, Unavailable):
         return _AWAY_S
-    return float("inf") if isinstance(error, _PERMANENT) else _RETRY_S
+    return _PERMANENT_S if isinstance(error, _PERMANENT) else _RETRY_S
 
 
 def _blobs_of(version: str, manifest: Manifest) -> frozenset[str]:
