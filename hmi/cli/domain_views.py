@@ -6,11 +6,12 @@ Knows nodes and what is worth telling of them; does not know where they come fro
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC
 from typing import Any
 
 from hmi.cli.domain_options import named
-from hmi.cli.output import print_table, size, to_json
-from hmi.client import DomainChange, DomainStats
+from hmi.cli.output import note, print_table, size, to_json
+from hmi.client import Domain, DomainChange, DomainStats, EndedUpdate, UpdateOutcome
 
 
 def hit_rates(stats: DomainStats) -> dict[str, float] | None:
@@ -37,6 +38,24 @@ def rows_by_order(stats: DomainStats) -> tuple[int, int, int]:
     return unigrams, bigrams, trigrams
 
 
+def rolled_back(domain: Domain) -> EndedUpdate | None:
+    """Its last update, if that was rolled back."""
+    last = domain.last_update
+    return last if last is not None and last.outcome is UpdateOutcome.ROLLED_BACK else None
+
+
+def how_rolled_back(path: str, ended: EndedUpdate) -> str:
+    """When and why a domain's update was rolled back, in a line."""
+    at = ended.end_time.astimezone(UTC)
+    return f"domain {named(path)} was rolled back at {at:%Y-%m-%d %H:%M:%S} UTC: {ended.reason}"
+
+
+def _note_rolled_back(nodes: Iterable[DomainStats]) -> None:
+    for stats in nodes:
+        if ended := rolled_back(stats.domain):
+            note(f"the last update of {how_rolled_back(stats.domain.path, ended)}")
+
+
 def tree_table(nodes: Sequence[DomainStats]) -> None:
     """A tree, parents before children, on stdout."""
     print_table(
@@ -45,12 +64,14 @@ def tree_table(nodes: Sequence[DomainStats]) -> None:
         + [("total", *_totals(nodes), None, size(saved_bytes(nodes)))],
         whole=("domain", "bytes", "hits 3/2/1/none"),
     )
+    _note_rolled_back(nodes)
 
 
 def _tree_row(stats: DomainStats) -> tuple[object, ...]:
     domain = stats.domain
     depth = domain.path.count("/") + 1 if domain.path else 0
     marks = (" (updating)" if domain.is_updating else "") + (" (private)" if domain.tenant else "")
+    marks += " (no table)" if rolled_back(domain) and not domain.table_version else ""
     rates = hit_rates(stats)
     name = domain.path.rpartition("/")[2] or named("")
     return (
@@ -103,6 +124,7 @@ def stats_table(nodes: Sequence[DomainStats]) -> None:
         ),
         whole=("table", "bytes"),
     )
+    _note_rolled_back(nodes)
 
 
 def changes_table(changes: Sequence[DomainChange]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -37,16 +34,16 @@ from hmi.cli.domain_options import (
 )
 from hmi.cli.domain_svg import tree_svg
 from hmi.cli.domain_views import changes_table, stats_table, tree_as_json, tree_table
-from hmi.cli.output import note, print_json, upload_bar, waiting
+from hmi.cli.domain_waits import wait_for_table, wait_for_update
+from hmi.cli.output import note, print_json, upload_bar
 from hmi.cli.session import Session, command, is_quiet
 from hmi.client import Base, Client, Domain, MissPolicy
 from hmi.corpus import check_files
-from hmi.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound
+from hmi.errors import AlreadyExists, InvalidArgument, NotFound
 
 app = typer.Typer(help="Domains: trees of lookup tables.", rich_markup_mode=None)
 
 _DEFAULT_SPLIT_BASE = "hminilm"
-_POLL_S = 0.5
 
 
 @command(app, "create")
@@ -99,7 +96,7 @@ def create(
                 progress=progress,
             )
         if not no_wait:
-            domain = _wait_for_table(session, client, domain, timeout)
+            domain = wait_for_table(session, client, domain, timeout)
     _changed(session, domain)
 
 
@@ -161,11 +158,11 @@ def update(
         if planned.changes and not dry_run:
             begun = client.update_domains(name, inner(path))
             if begun.update_id and not no_wait:
-                _wait_for_update(session, client, name, timeout)
+                wait_for_update(session, client, name, begun.update_id, timeout)
     if session.as_json:
         print_json(begun)
     elif begun.update_id:
-        note(f"update {begun.update_id} of {name} {'begun' if no_wait else 'done'}")
+        note(f"update {begun.update_id} of {name} {'begun' if no_wait else 'committed'}")
 
 
 @command(app, "rollback")
@@ -244,41 +241,6 @@ def _free_parent(client: Client, base: str, path: str) -> Domain:
     raise AlreadyExists(
         f"base '{base}' has a domain '{path}' already: `hmi domains update` fills it"
     )
-
-
-def _wait_for_table(session: Session, client: Client, domain: Domain, timeout: float) -> Domain:
-    with _patience(session, f"making the table of {domain.path}", timeout) as pause:
-        while domain.is_updating or not domain.table_version:
-            pause()
-            domain = client.get_domain(domain.base, domain.path)
-    return domain
-
-
-def _wait_for_update(session: Session, client: Client, base: str, timeout: float) -> None:
-    with _patience(session, f"updating {base}", timeout) as pause:
-        while any(one.domain.is_updating for one in client.list_domains(base)):
-            pause()
-
-
-@contextmanager
-def _patience(session: Session, title: str, timeout: float) -> Iterator[Callable[[], None]]:
-    """A pause between two looks, as long as there is time.
-
-    Raises:
-        DeadlineExceeded: There is none left; what was begun goes on.
-    """
-    end = time.monotonic() + timeout
-
-    def pause() -> None:
-        if time.monotonic() > end:
-            raise DeadlineExceeded(
-                f"{title}: not done after {timeout:g} s; it goes on by itself, see "
-                "`hmi domains tree`, and whether an executor runs"
-            )
-        time.sleep(_POLL_S)
-
-    with waiting(title, is_quiet=is_quiet(session)):
-        yield pause
 
 
 def _changed(session: Session, domain: Domain) -> None:

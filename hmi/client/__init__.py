@@ -6,10 +6,12 @@ from hmi.client.domain_resources import (
     DomainChange,
     DomainStats,
     DomainUpdate,
+    EndedUpdate,
     Form,
     Lookups,
     MissPolicy,
     Split,
+    UpdateOutcome,
 )
 from hmi.client.predictions import (
     Answer,
@@ -48,8 +50,8 @@ from hmi.pack import PackOptions
 __all__ = [
     "Answer", "ApiKey", "AsyncClient", "Base", "BaseFile", "Classification", "Client",
     "CreatedKey", "CreatedTenant", "Domain", "DomainChange", "DomainStats", "DomainUpdate",
-    "Embedding", "Form", "Item", "LabelScore", "Lookups", "MissPolicy", "Model", "MultiLabel",
-    "PackOptions", "Prediction", "Predictions", "Provenance", "Push", "PushOutcome", "Quota",
-    "Regression", "RetryPolicy", "Role", "Span", "Split", "Task", "Tenant", "TokenTags", "Usage",
-    "Version",
+    "Embedding", "EndedUpdate", "Form", "Item", "LabelScore", "Lookups", "MissPolicy", "Model",
+    "MultiLabel", "PackOptions", "Prediction", "Predictions", "Provenance", "Push", "PushOutcome",
+    "Quota", "Regression", "RetryPolicy", "Role", "Span", "Split", "Task", "Tenant", "TokenTags",
+    "UpdateOutcome", "Usage", "Version",
 ]  # fmt: skip

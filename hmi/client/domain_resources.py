@@ -67,6 +67,41 @@ class Split:
         )
 
 
+class UpdateOutcome(Enum):
+    """How an update ended."""
+
+    UNSPECIFIED = "unspecified"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+
+    @classmethod
+    def from_pb(cls, value: resources_pb2.UpdateOutcome.ValueType) -> UpdateOutcome:
+        try:
+            return cls[resources_pb2.UpdateOutcome.Name(value).removeprefix("UPDATE_OUTCOME_")]
+        except (KeyError, ValueError):  # a newer server's
+            return cls.UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class EndedUpdate:
+    """How an update of a domain ended."""
+
+    update_id: str
+    outcome: UpdateOutcome
+    reason: str
+    """Why it was rolled back."""
+    end_time: datetime
+
+    @classmethod
+    def from_pb(cls, message: resources_pb2.EndedUpdate) -> EndedUpdate:
+        return cls(
+            message.update_id,
+            UpdateOutcome.from_pb(message.outcome),
+            message.reason,
+            to_datetime(message.end_time),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Domain:
     """A node of a split base's tree of tables."""
@@ -90,9 +125,12 @@ class Domain:
     is_updating: bool
     is_frozen: bool
     create_time: datetime
+    last_update: EndedUpdate | None
+    """How its last update ended; None: none has."""
 
     @classmethod
     def from_pb(cls, message: resources_pb2.Domain) -> Domain:
+        ended = message.HasField("last_update")
         return cls(
             base=message.base,
             path=message.path,
@@ -108,6 +146,7 @@ class Domain:
             is_updating=message.is_updating,
             is_frozen=message.is_frozen,
             create_time=to_datetime(message.create_time),
+            last_update=EndedUpdate.from_pb(message.last_update) if ended else None,
         )
 
 

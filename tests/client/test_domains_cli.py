@@ -62,6 +62,7 @@ class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServic
         self.updates: list[domain_pb2.UpdateDomainsRequest] = []
         self.uploads: list[model_pb2.UploadHeader] = []
         self.looks = 0
+        self.ended = resources_pb2.EndedUpdate(outcome=resources_pb2.UPDATE_OUTCOME_COMMITTED)
 
     def GetBase(self, request: Any, context: Any) -> model_pb2.GetBaseResponse:
         base = resources_pb2.Base(name=request.name, tokenizer_digest=sha256(tokenizer_json()))
@@ -100,7 +101,15 @@ class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServic
         return domain_pb2.GetDomainResponse(domain=node(request.path, is_updating=self.looks < 2))
 
     def ListDomains(self, request: Any, context: Any) -> domain_pb2.ListDomainsResponse:
-        return domain_pb2.ListDomainsResponse(nodes=map(stats, PATHS))
+        nodes = [stats(path) for path in PATHS]
+        # Another update goes on all the time; the one asked for takes two looks.
+        nodes[3].domain.is_updating = True
+        if self.updates:
+            self.looks += 1
+            nodes[1].domain.is_updating = self.looks < 2
+            if self.looks >= 2:
+                nodes[1].domain.last_update.CopyFrom(self.ended)
+        return domain_pb2.ListDomainsResponse(nodes=nodes)
 
     def SetDomain(self, request: Any, context: Any) -> domain_pb2.SetDomainResponse:
         self.set.append(request)
@@ -108,6 +117,7 @@ class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServic
 
     def UpdateDomains(self, request: Any, context: Any) -> domain_pb2.UpdateDomainsResponse:
         self.updates.append(request)
+        self.ended.update_id = "" if request.is_dry_run else "u1"
         change = domain_pb2.DomainChange(
             path="news", order=3, num_added=12, num_promoted=3, num_removed=4, num_deferred=5,
             num_entries=38, coverage_before=0.25, coverage_after=0.5,
@@ -134,7 +144,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Gateway]:
     monkeypatch.setenv("HMI_ADDRESS", f"127.0.0.1:{port}")
     monkeypatch.setenv("HMI_API_KEY", "secret")
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("hmi.cli.domains._POLL_S", 0.01)
+    monkeypatch.setattr("hmi.cli.domain_waits._POLL_S", 0.01)
     yield servicer
     server.stop(None)
 
@@ -259,6 +269,22 @@ def test_an_update_is_shown_before_it_is_made(
     assert run(["domains", "update"]) == 0
     assert [one.is_dry_run for one in gateway.updates] == [True, True, False]
     assert [one.path for one in gateway.updates] == ["news", "", ""]
+
+
+def test_an_update_that_is_rolled_back_fails_and_says_why(
+    gateway: _Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.ended.outcome = resources_pb2.UPDATE_OUTCOME_ROLLED_BACK
+    gateway.ended.reason = "nobody worked on it"
+    gateway.ended.end_time.FromJsonString("2026-02-03T04:05:06Z")
+    assert run(["domains", "update"]) == 1
+    said = "domain news was rolled back at 2026-02-03 04:05:06 UTC: nobody worked on it"
+    error = capsys.readouterr().err
+    assert f"update u1 of {said}" in error
+    assert "committed" not in error
+    for look in ("tree", "stats"):
+        assert run(["domains", look]) == 0
+        assert f"the last update of {said}" in capsys.readouterr().err
 
 
 def test_set_sends_what_was_given_alone(gateway: _Gateway) -> None:

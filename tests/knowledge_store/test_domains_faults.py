@@ -196,7 +196,8 @@ async def test_an_update_that_nobody_works_on_is_rolled_back_and_leaves_nothing(
     async with running(tmp_path, **settings) as store:
         base = await grow(store)
         before = await tables(store)
-        assert (await update(store)).update_id
+        update_id = (await update(store)).update_id
+        assert update_id
         work = await lease(store, base)
         assert work is not None
         segments = await rows_of(store, work)
@@ -204,6 +205,9 @@ async def test_an_update_that_nobody_works_on_is_rolled_back_and_leaves_nothing(
             while await is_updating(store):  # noqa: ASYNC110 it ends by itself
                 await asyncio.sleep(0.1)
         assert await tables(store) == before
+        ended = (await stats(store))[work.path].domain.last_update
+        assert (ended.update_id, ended.outcome) == (update_id, rpb.UPDATE_OUTCOME_ROLLED_BACK)
+        assert "nobody worked on it for 0.5 s" in ended.reason
         assert await lease(store, base) is None
         await fails(complete(store, work, segments), StatusCode.ABORTED)
         assert (await update(store)).update_id
