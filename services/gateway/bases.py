@@ -137,7 +137,7 @@ class BaseUploads:
 
         Raises:
             InvalidArgument: A file, its digest, the configuration, the tokenizer or the split.
-            AlreadyExists: Another base has that name.
+            AlreadyExists: Another base has that name, or these files another name.
             ResourceExhausted: Too large.
             DataLoss: The bytes end early.
         """

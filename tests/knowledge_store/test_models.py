@@ -51,6 +51,19 @@ async def test_another_digest_under_a_bases_name_is_already_exists(store: Store)
     await fails(store.stub.PutBase(other), StatusCode.ALREADY_EXISTS)
 
 
+async def test_a_base_has_one_name(store: Store) -> None:
+    first = await add_base(store)
+    again = rpb.Base()
+    again.CopyFrom(first)
+    again.name = "another"
+    error = await fails(
+        store.stub.PutBase(pb.PutBaseRequest(base=again)), StatusCode.ALREADY_EXISTS
+    )
+    assert "minilm" in error.message
+    await store.stub.DeleteBase(pb.DeleteBaseRequest(name="minilm"))
+    assert (await store.stub.PutBase(pb.PutBaseRequest(base=again))).base.name == "another"
+
+
 async def test_a_base_whose_blob_is_missing_is_refused(store: Store) -> None:
     missing = pb.PutBaseRequest(base=base_of({"config.json": b"never written"}))
     await fails(store.stub.PutBase(missing), StatusCode.FAILED_PRECONDITION)

@@ -132,8 +132,8 @@ class ModelServiceServicer:
         """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
         Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (too little came
-        for too long).
+        digest under that name, or these files under another name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated),
+        DEADLINE_EXCEEDED (too little came for too long).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

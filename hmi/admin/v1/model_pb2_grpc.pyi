@@ -38,8 +38,8 @@ class ModelServiceStub:
     """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
     Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (too little came
-    for too long).
+    digest under that name, or these files under another name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated),
+    DEADLINE_EXCEEDED (too little came for too long).
     """
     ListBases: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListBasesRequest, hmi.admin.v1.model_pb2.ListBasesResponse]
     """ListBases returns every base."""
@@ -127,8 +127,8 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
     Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-    digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (too little came
-    for too long).
+    digest under that name, or these files under another name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated),
+    DEADLINE_EXCEEDED (too little came for too long).
     """
     ListBases: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.model_pb2.ListBasesRequest, hmi.admin.v1.model_pb2.ListBasesResponse]  # type: ignore[assignment]
     """ListBases returns every base."""
@@ -219,8 +219,8 @@ class ModelServiceServicer(metaclass=abc.ABCMeta):
         """AddBase registers a Hugging Face checkpoint: a header, then each file's bytes in order.
 
         Errors: INVALID_ARGUMENT (architecture, missing file, size or digest that differs), ALREADY_EXISTS (another
-        digest under that name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated), DEADLINE_EXCEEDED (too little came
-        for too long).
+        digest under that name, or these files under another name), RESOURCE_EXHAUSTED (too large), DATA_LOSS (truncated),
+        DEADLINE_EXCEEDED (too little came for too long).
         """
 
     @abc.abstractmethod

@@ -218,8 +218,8 @@ class KnowledgeServiceServicer:
     def PutBase(self, request, context):
         """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
 
-        Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest),
-        FAILED_PRECONDITION (a blob is missing).
+        Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest,
+        or the files have another name), FAILED_PRECONDITION (a blob is missing).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,8 +51,8 @@ class KnowledgeServiceStub:
     PutBase: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutBaseRequest, hmi.knowledge.v1.knowledge_pb2.PutBaseResponse]
     """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
 
-    Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest),
-    FAILED_PRECONDITION (a blob is missing).
+    Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest,
+    or the files have another name), FAILED_PRECONDITION (a blob is missing).
     """
     DeleteBase: grpc.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.DeleteBaseRequest, hmi.knowledge.v1.knowledge_pb2.DeleteBaseResponse]
     """DeleteBase deletes a base.
@@ -215,8 +215,8 @@ class KnowledgeServiceAsyncStub(KnowledgeServiceStub):
     PutBase: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.PutBaseRequest, hmi.knowledge.v1.knowledge_pb2.PutBaseResponse]  # type: ignore[assignment]
     """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
 
-    Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest),
-    FAILED_PRECONDITION (a blob is missing).
+    Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest,
+    or the files have another name), FAILED_PRECONDITION (a blob is missing).
     """
     DeleteBase: grpc.aio.UnaryUnaryMultiCallable[hmi.knowledge.v1.knowledge_pb2.DeleteBaseRequest, hmi.knowledge.v1.knowledge_pb2.DeleteBaseResponse]  # type: ignore[assignment]
     """DeleteBase deletes a base.
@@ -400,8 +400,8 @@ class KnowledgeServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[hmi.knowledge.v1.knowledge_pb2.PutBaseResponse, collections.abc.Awaitable[hmi.knowledge.v1.knowledge_pb2.PutBaseResponse]]:
         """PutBase registers a base whose blobs are all committed. The same digest again is answered as it was.
 
-        Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest),
-        FAILED_PRECONDITION (a blob is missing).
+        Errors: INVALID_ARGUMENT (a field, or the digest is not that of the files), ALREADY_EXISTS (another digest,
+        or the files have another name), FAILED_PRECONDITION (a blob is missing).
         """
 
     @abc.abstractmethod

@@ -51,7 +51,7 @@ class Bases:
 
         Raises:
             InvalidArgument: A field.
-            AlreadyExists: The name has another digest.
+            AlreadyExists: The name has another digest, or the digest another name.
             FailedPrecondition: A blob is missing, or has another size.
         """
         _check_base(base)
@@ -111,11 +111,16 @@ async def _same(transaction: Transaction, base: rpb.Base) -> rpb.Base | None:
     """The base, if it is there.
 
     Raises:
-        AlreadyExists: Its name has another digest.
+        AlreadyExists: Its name has another digest, or its digest another name: executors know a
+            base by its digest, and count what they look up under the one name it has.
     """
     held = await transaction.get(BASES, base.name)
     if held is not None and held.digest != base.digest:
         raise AlreadyExists(f"base {base.name} exists with digest {held.digest}")
+    if held is None:
+        for other in await transaction.all(BASES):
+            if other.digest == base.digest:
+                raise AlreadyExists(f"base {other.name} has these files: use it by that name")
     return held
 
 
