@@ -16,7 +16,7 @@ from services.common.errors import (
     ResourceExhausted,
 )
 from services.common.failpoints import Reach
-from services.common.ids import parent_path
+from services.common.ids import check_own_path, parent_path
 from services.knowledge_store.domains.checks import check_new, check_settings
 from services.knowledge_store.domains.drafts import Draft
 from services.knowledge_store.domains.key_blobs import KeyBlobs
@@ -79,10 +79,11 @@ class Domains:
         """Add a node and plan its first table.
 
         Raises:
-            InvalidArgument: A field, or counts that are not of this base.
+            InvalidArgument: A field, a tenant's path that is not in its name, or counts that are
+                not of this base.
             NotFound: Base, tenant or parent; another tenant's parent is none.
             AlreadyExists: The path.
-            FailedPrecondition: The base is not split, or a blob is missing.
+            FailedPrecondition: The base is not split, or replaced meanwhile, or a blob missing.
             ResourceExhausted: The tree is too large, or the disk full.
         """
         check_new(wanted, counts_sha256)
@@ -90,15 +91,17 @@ class Domains:
         node, made = await self._database.change(lambda t: self._new_node(t, wanted, request_id))
         if made is not None:
             return made
-        corpus, draft = None, None
+        corpus, draft, digest = None, None, ""
         if counts_sha256:
-            corpus = await self._corpus(node, counts_sha256)
+            corpus, digest = await self._corpus(node, counts_sha256)
             draft = await self._planner.first_draft(node.base, node, corpus)
 
         async def create(transaction: Transaction) -> rpb.Domain:
             added, made = await self._new_node(transaction, wanted, request_id)
             if made is not None:
                 return made
+            if corpus is not None:
+                await _check_same(transaction, node, added, digest)
             return await self._add(transaction, added, corpus, draft, request_id)
 
         created = await self._database.change(create)
@@ -196,6 +199,8 @@ class Domains:
             await existing_tenant(transaction, wanted.tenant)
         if parent is None or (wanted.tenant and parent.tenant not in ("", wanted.tenant)):
             raise no_domain(base.name, parent_path(wanted.path))
+        if wanted.tenant and not parent.tenant:
+            check_own_path("domain.path", wanted.path, wanted.tenant)
         held = await transaction.get(DOMAINS, domain_name(base.name, wanted.path))
         if held is not None:
             key = _request_key(held, request_id)
@@ -217,12 +222,13 @@ class Domains:
         )
         return node, None
 
-    async def _corpus(self, node: rpb.Domain, counts_sha256: str) -> Corpus:
+    async def _corpus(self, node: rpb.Domain, counts_sha256: str) -> tuple[Corpus, str]:
+        """A node's corpus, and the digest of the base that it was checked against."""
         base, root = await self._database.change(lambda t: _base_and_root(t, node.base))
         counts = await self._key_blobs.read_counts(
             "counts", counts_sha256, base.tokenizer_digest, root.vocab_size
         )
-        return Corpus(sha256=counts_sha256, num_tokens=counts.num_tokens)
+        return Corpus(sha256=counts_sha256, num_tokens=counts.num_tokens), base.digest
 
     async def _add(
         self,
@@ -265,6 +271,22 @@ class Domains:
                 subject=f"tenant:{tenant}/max_domains",
                 reason="TOO_MANY_DOMAINS",
             )
+
+
+async def _check_same(
+    transaction: Transaction, planned: rpb.Domain, added: rpb.Domain, digest: str
+) -> None:
+    """Refuse a first table that was planned for another base of the name, or another encoder.
+
+    Raises:
+        FailedPrecondition: It was.
+    """
+    base = await split_base(transaction, added.base)
+    if base.digest != digest or added.encoder_sha256 != planned.encoder_sha256:
+        raise FailedPrecondition(
+            f"base {base.name} or the domain's parent was replaced meanwhile: retry",
+            reason="BASE_CHANGED",
+        )
 
 
 async def _base_and_root(transaction: Transaction, base_name: str) -> tuple[rpb.Base, Table]:

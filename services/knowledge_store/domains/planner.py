@@ -8,9 +8,10 @@ from still holds.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from hmi.admin.v1 import resources_pb2 as rpb
-from services.common.errors import Aborted, FailedPrecondition, NotFound
+from services.common.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from services.common.ngram_counts import NgramCounts
 from services.knowledge_store.domains.drafts import Draft, Drafting, Goal
 from services.knowledge_store.domains.key_blobs import KeyBlobs, unigrams
@@ -32,6 +33,8 @@ from services.knowledge_store.metadata.kinds import TENANTS
 from services.knowledge_store.metadata.transaction import Transaction
 from services.knowledge_store.tree import Node, NodeCounts, NodePlan, OrderChange, plan_tree
 from services.knowledge_store.tree.sorted_keys import NONE, IntArray
+
+logger = logging.getLogger(__name__)
 
 _TRIES = 3
 
@@ -195,12 +198,14 @@ class Planner:
     async def _plan(
         self, facts: Facts, scope: set[str]
     ) -> tuple[dict[str, IntArray], dict[str, NodePlan]]:
-        """The keys each node has, and the plans of those in scope."""
+        """The keys each node has, and the plans of those in scope. One whose corpus cannot be read
+        keeps its rows."""
+        own, unread = await self._own_counts(facts)
+        scope = scope - unread
         nodes = [
             await self._node(facts, node, can_change=path in scope)
             for path, node in facts.nodes.items()
         ]
-        own = await self._own_counts(facts)
         m = self._options.rules.min_tenants
 
         def plan() -> dict[str, NodePlan]:
@@ -234,15 +239,24 @@ class Planner:
             is_bounded=False,
         )
 
-    async def _own_counts(self, facts: Facts) -> list[OwnCounts]:
+    async def _own_counts(self, facts: Facts) -> tuple[list[OwnCounts], set[str]]:
+        """Every node's own counts, and the nodes of which a corpus cannot be read."""
         half_lives = {path: self._options.half_life_of(node) for path, node in facts.nodes.items()}
         sketches = await asyncio.to_thread(self._frequencies.sketches, facts.base.name, half_lives)
-        own = []
+        own, unread = [], set()
         for path, node in facts.nodes.items():
             clock = self._frequencies.clock(facts.base.name, path)
             corpora = []
             for corpus in facts.tables[path].corpora:
-                counts = await self._read_counts(facts, corpus)
+                try:
+                    counts = await self._read_counts(facts, corpus)
+                except (FailedPrecondition, InvalidArgument) as error:
+                    logger.warning(
+                        "a corpus cannot be read: its domain keeps its rows",
+                        extra={"base": facts.base.name, "path": path, "error": error.message},
+                    )
+                    unread.add(path)
+                    continue
                 passed = clock - corpus.clock
                 corpora.append(
                     await asyncio.to_thread(corpus_source, corpus, counts, passed, half_lives[path])
@@ -253,7 +267,7 @@ class Planner:
                 if stream.path == path
             ]
             own.append(OwnCounts(node, tuple(corpora), tuple(traffic)))
-        return own
+        return own, unread
 
     async def _read_counts(self, facts: Facts, corpus: Corpus) -> NgramCounts:
         return await self._key_blobs.read_counts(

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-from services.common.errors import Aborted, FailedPrecondition, HmiError
+from services.common.errors import HmiError
 from services.common.failpoints import Reach
 from services.knowledge_store.domains.options import DomainOptions
 from services.knowledge_store.domains.planner import Planner
@@ -103,9 +103,10 @@ class Updates:
                 continue
             try:
                 await self.update(base.name, "", is_dry_run=False, is_scheduled=True)
-            except (FailedPrecondition, Aborted) as error:
-                # Its last update is not done yet, or an admin was faster.
-                logger.info("a scheduled update is left out", extra={"error": error.message})
+            except HmiError as error:
+                # Its last update is not done yet, or it is damaged: other trees go on.
+                facts = {"base": base.name, "error": error.message}
+                logger.warning("a scheduled update is left out", extra=facts)
 
     def _in_an_interval(self) -> float:
         """When the next scheduled update begins, monotonic seconds."""
