@@ -33,6 +33,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """A type's name, such as `bfloat16`, as settings and files have it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def pick_limits(max_tokens: int, max_rows: int, device: torch.device) -> Limits:
     """Batch limits; 0 takes what suits the device: a CPU is saturated by far smaller batches."""
     is_cpu = device.type == "cpu"

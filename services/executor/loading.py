@@ -28,7 +28,7 @@ from services.executor.adapters.sharing import SharedStore
 from services.executor.blobs import BlobFiles
 from services.executor.config import ExecutorSettings
 from services.executor.construct.local_file import load_local
-from services.executor.device import pick_device, pick_dtype
+from services.executor.device import dtype_name, pick_device, pick_dtype
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.tables import LoadedSplit
 from services.executor.heads import BatchHeads
@@ -184,7 +184,13 @@ class Loader:
             return load_local(self._blobs.path(sha256), encoder)
 
         loader = TableLoader(
-            TableBase(base.digest, local.form.value, row_shape, encoder.config.vocab_size),
+            TableBase(
+                digest=base.digest,
+                form=local.form.value,
+                row_shape=row_shape,
+                vocab_size=encoder.config.vocab_size,
+                dtype=dtype_name(local.dtype),
+            ),
             self._blobs,
             load_encoder,
         )

@@ -24,7 +24,7 @@ from services.executor.plot import (
 BASE = "ba" * 32
 ROW_SHAPE = (1, 4)
 VOCAB = 6
-TABLE_BASE = TableBase(BASE, "centre", ROW_SHAPE, VOCAB)
+TABLE_BASE = TableBase(BASE, "centre", ROW_SHAPE, VOCAB, "float32")
 
 
 def sha(name: str) -> str:
@@ -53,10 +53,15 @@ class FakeEncoder:
 
 @dataclass(frozen=True)
 class Part:
-    """A segment to be: keys, and the seed of their values; None takes the keys away."""
+    """A segment to be: keys, and the seed of their values; None takes the keys away.
+
+    Attributes:
+        dtype: What the values are said to have been computed in.
+    """
 
     keys: frozenset[int]
     seed: int | None
+    dtype: str = "float32"
 
 
 @dataclass
@@ -88,7 +93,10 @@ def write_parts(blobs: Blobs, encoder: str, parts: list[Part]) -> tuple[SegmentR
             kind = SegmentKind(BASE, encoder, "centre", order)
             seed = part.seed
             rows = None if seed is None else (lambda asked, seed=seed: rows_of(asked, seed))
-            written = write_segments(blobs.directory, some, kind, rows, row_shape=ROW_SHAPE)
+            dtype = "" if rows is None else part.dtype
+            written = write_segments(
+                blobs.directory, some, kind, rows, row_shape=ROW_SHAPE, dtype=dtype
+            )
             refs += [segment.ref for segment in written]
     return tuple(refs)
 

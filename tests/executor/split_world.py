@@ -28,6 +28,7 @@ from services.executor.blobs import BlobFiles
 from services.executor.config import ExecutorSettings
 from services.executor.construct.local_file import load_local, save_local
 from services.executor.construct.student import start
+from services.executor.device import dtype_name
 from services.executor.engine.batching import Batcher, Limits, Plan
 from services.executor.engine.engine import Engine, Observe
 from services.executor.engine.interfaces import LoadedBase
@@ -97,6 +98,7 @@ class World:
                 kind,
                 lambda asked: encoder.rows(torch.from_numpy(asked)).numpy(),
                 row_shape=(encoder.num_slots, encoder.hidden_size),
+                dtype=dtype_name(encoder.dtype),
             ):
                 self.store.put(written.path.read_bytes())
                 refs.append(written.ref)

@@ -37,6 +37,7 @@ class SlowEncoder:
         self.form = encoder.form
         self.num_slots = encoder.num_slots
         self.hidden_size = encoder.hidden_size
+        self.dtype = encoder.dtype
         self._encoder = encoder
         self.begun, self.go_on = threading.Event(), threading.Event()
 
@@ -108,6 +109,7 @@ class Job:
             ref = SegmentRef(told.sha256, told.order, told.num_entries, told.size_bytes, False)
             segment = Segment.open(path, ref, kind)
             assert segment.values is not None
+            assert segment.dtype == "float32"
             keys.append(segment.keys)
             values.append(segment.values)
         return np.concatenate(keys), np.concatenate(values)

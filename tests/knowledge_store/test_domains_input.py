@@ -124,7 +124,7 @@ async def test_what_a_domain_needs_must_be_there(store: Store) -> None:
     await fails(create_domain(store, "news", base="other"), StatusCode.NOT_FOUND)
     await fails(create_domain(store, "news", base="minilm"), StatusCode.FAILED_PRECONDITION)
     await fails(create_domain(store, "news/sport"), StatusCode.NOT_FOUND)
-    await fails(create_domain(store, "own", tenant="nobody"), StatusCode.NOT_FOUND)
+    await fails(create_domain(store, "nobody", tenant="nobody"), StatusCode.NOT_FOUND)
     missing = create_domain(store, "news", encoder_sha256=sha256(b"missing"))
     await fails(missing, StatusCode.FAILED_PRECONDITION)
     request = dpb.CreateDomainRequest(
@@ -150,10 +150,19 @@ async def test_another_tenants_domain_is_not_there(store: Store) -> None:
     await add_split_base(store)
     await add_tenant(store, "a")
     await add_tenant(store, "b")
-    await create_domain(store, "own", tenant="a")
-    await fails(create_domain(store, "own/mine", tenant="b"), StatusCode.NOT_FOUND)
+    await create_domain(store, "news")
+    await create_domain(store, "a", tenant="a")
+    await fails(create_domain(store, "a/mine", tenant="b"), StatusCode.NOT_FOUND)
+    # Taken or not, shared or not: the refusal is the same.
+    refusals = [
+        await fails(create_domain(store, path, tenant="b"), StatusCode.INVALID_ARGUMENT)
+        for path in ("a", "news", "free")
+    ]
+    assert len({error.message for error in refusals}) == 1
+    await fails(create_domain(store, "free/b", tenant="b"), StatusCode.NOT_FOUND)
+    await create_domain(store, "news/b", tenant="b")
     # An admin's child of a tenant's domain is the tenant's.
-    assert (await create_domain(store, "own/theirs")).tenant == "a"
+    assert (await create_domain(store, "a/theirs")).tenant == "a"
 
 
 async def test_what_is_in_use_is_not_deleted(store: Store) -> None:
@@ -185,8 +194,8 @@ async def test_trees_and_tenants_have_so_many_domains(tmp_path: Any) -> None:
     async with running(tmp_path, max_domains=4, max_tenant_domains=1) as store:
         await add_split_base(store)
         await add_tenant(store, "a")
-        await create_domain(store, "own", tenant="a")
-        await fails(create_domain(store, "own/two"), StatusCode.RESOURCE_EXHAUSTED)
+        await create_domain(store, "a", tenant="a")
+        await fails(create_domain(store, "a/two"), StatusCode.RESOURCE_EXHAUSTED)
         await create_domain(store, "one")
         await create_domain(store, "two")
         await fails(create_domain(store, "three"), StatusCode.RESOURCE_EXHAUSTED)
@@ -235,7 +244,8 @@ async def test_rows_that_are_not_those_asked_for_are_refused(store: Store) -> No
     work = await lease(store, base)
     assert work is not None
     keys = keys_from_bytes(await store.blobs.read(work.keys_sha256))
-    good = await write_segment(store, work, keys)
+    # What an executor computes in is its own affair; a segment may also say nothing of it.
+    good = await write_segment(store, work, keys, dtype="bfloat16")
     half = [await write_segment(store, work, part) for part in (keys[:20], keys[20:])]
 
     def changed(**fields: Any) -> rpb.Segment:

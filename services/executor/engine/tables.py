@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -124,6 +125,11 @@ class RowEncoder(Protocol):
     @property
     def hidden_size(self) -> int:
         """Numbers in a vector."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, before rows are rounded to float16."""
         ...
 
     def rows(self, keys: Tensor) -> Tensor:

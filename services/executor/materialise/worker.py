@@ -30,6 +30,7 @@ from services.common.errors import (
 from services.common.knowledge import Blobs
 from services.common.ngram_counts import keys_from_bytes
 from services.executor.blobs import BlobFiles
+from services.executor.device import dtype_name
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.tables import LoadedSplit
 from services.executor.failpoints import Reach, off
@@ -203,7 +204,13 @@ class Worker:
         rows = Rows(encoder, self._run_aside)
         kind = SegmentKind(work.base_digest, work.encoder_sha256, encoder.form, work.order)
         writing = write_segments(
-            directory, keys, kind, rows, row_shape=rows.shape, max_bytes=SEGMENT_BYTES
+            directory,
+            keys,
+            kind,
+            rows,
+            row_shape=rows.shape,
+            dtype=dtype_name(encoder.dtype),
+            max_bytes=SEGMENT_BYTES,
         )
         while (written := await _to_its_end(lambda: next(writing, None), rows.stop)) is not None:
             yield written

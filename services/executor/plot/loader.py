@@ -53,12 +53,14 @@ class TableBase:
         form: `centre` or `sum`.
         row_shape: slots, hidden.
         vocab_size: Token ids lie below; under back-off the root answers for each.
+        dtype: What this executor computes rows in, such as `bfloat16`.
     """
 
     digest: str
     form: str
     row_shape: tuple[int, int]
     vocab_size: int
+    dtype: str
 
 
 class TableLoader:
@@ -100,26 +102,35 @@ class TableLoader:
     def table(self, version: str, manifest: Manifest) -> Table:
         """The table that a manifest describes. Slow: reads and verifies every new segment.
 
+        Under `compute` rows that were computed in another dtype than this executor's, or in an
+        unknown one, are left out: they differ from those it computes, so that answers would depend
+        on what the tables hold. Under `backoff` any row counts.
+
         Raises:
             InvalidArgument: A segment contradicts its format or the manifest.
             FailedPrecondition: A segment is lost, or under back-off the root lacks a unigram.
             HmiError: As `TableBlobs.path`.
         """
-        nodes = tuple(self._node(node) for node in manifest.nodes)
-        if manifest.miss_policy is MissPolicy.COMPUTE:
+        computes = manifest.miss_policy is MissPolicy.COMPUTE
+        nodes = tuple(self._node(node, is_own_only=computes) for node in manifest.nodes)
+        if computes:
             sha256 = manifest.encoder_sha256
             encoder = self._encoders.get(sha256, lambda: self._load_encoder(sha256))
             return Table(version, manifest, nodes, encoder)
         self._check_unigrams(version, nodes[0])
         return Table(version, manifest, nodes)
 
-    def _node(self, ref: NodeRef) -> NodeTable:
-        def make() -> NodeTable:
-            segments = [self._segment(ref, segment) for segment in ref.segments]
-            return NodeTable(ref.encoder_sha256, segments, self._base.row_shape)
-
+    def _node(self, ref: NodeRef, *, is_own_only: bool) -> NodeTable:
+        segments = [self._segment(ref, segment) for segment in ref.segments]
+        if is_own_only:
+            # A row that is left out cannot hide an older one of ours that differs: one encoder in
+            # one dtype makes one row of an n-gram.
+            segments = [s for s in segments if s.values is None or s.dtype == self._base.dtype]
         # Not by path or number: whose rows are the same is the same node.
-        return self._nodes.get((ref.encoder_sha256, ref.segments), make)
+        return self._nodes.get(
+            (ref.encoder_sha256, tuple(segment.ref for segment in segments)),
+            lambda: NodeTable(ref.encoder_sha256, segments, self._base.row_shape),
+        )
 
     def _segment(self, node: NodeRef, ref: SegmentRef) -> Segment:
         kind = SegmentKind(self._base.digest, node.encoder_sha256, self._base.form, ref.order)

@@ -22,7 +22,12 @@ MANIFEST_FORMAT = "hmi.plot_manifest/1"
 
 
 class MissPolicy(StrEnum):
-    """What stands for an n-gram that the tables lack."""
+    """What stands for an n-gram that the tables lack.
+
+    `BACKOFF`: a shorter n-gram's row; rows of any encoder on the path, of any dtype, count.
+    `COMPUTE`: its own row, computed. A table's row counts only if it is what this executor would
+    compute: made by the leaf's encoder in the executor's own dtype.
+    """
 
     BACKOFF = "backoff"
     COMPUTE = "compute"

@@ -29,6 +29,7 @@ MAX_SEGMENT_BYTES = 256_000_000
 HalfArray = NDArray[np.float16]
 Rows = Callable[[IntArray], HalfArray]
 
+_DTYPE = "dtype"
 _CHUNK_ROWS = 4096
 _HEADER_ALLOWANCE = 4096  # bytes; a header takes about 500
 _HASH_BYTES = 8 << 20
@@ -65,10 +66,15 @@ class Segment:
     Attributes:
         keys: int64 `[n]`, ascending, distinct.
         values: fp16 `[n, slots, hidden]`; None in a removal.
+        dtype: What the rows were computed in before they were rounded to fp16, such as `bfloat16`;
+            empty if the file does not say, as older ones do not.
     """
 
-    def __init__(self, ref: SegmentRef, keys: IntArray, values: HalfArray | None) -> None:
+    def __init__(
+        self, ref: SegmentRef, keys: IntArray, values: HalfArray | None, dtype: str = ""
+    ) -> None:
         self.ref = ref
+        self.dtype = dtype
         self.keys = keys
         self.values = values
 
@@ -90,12 +96,13 @@ class Segment:
             raise DataLoss(f"the file of segment {ref.sha256} has another digest")
         what = f"segment {ref.sha256}"
         content = array_blob.parse(memoryview(mapped), what=what)
-        if content.metadata != _metadata(kind):
+        dtype = content.metadata.get(_DTYPE, "")
+        if content.metadata != _metadata(kind, str(dtype)):
             raise InvalidArgument(what, "is of another format, base, encoder, form or order")
         names = {"keys"} if ref.is_removal else {"keys", "values"}
         if set(content.arrays) != names:
             raise InvalidArgument(what, f"must hold exactly {', '.join(sorted(names))}")
-        segment = cls(ref, content.arrays["keys"], content.arrays.get("values"))
+        segment = cls(ref, content.arrays["keys"], content.arrays.get("values"), str(dtype))
         segment._check(what)
         # From here on rows are read here and there: reading ahead would only evict others.
         mapped.madvise(mmap.MADV_RANDOM)
@@ -121,6 +128,7 @@ def write_segments(
     rows: Rows | None,
     *,
     row_shape: tuple[int, int],
+    dtype: str = "",
     max_bytes: int = MAX_SEGMENT_BYTES,
     chunk_rows: int = _CHUNK_ROWS,
 ) -> Iterator[WrittenSegment]:
@@ -133,6 +141,7 @@ def write_segments(
         keys: int64 `[n]`, ascending, distinct, all of the kind's order.
         rows: fp16 `[m, slots, hidden]` for `[m]` of the keys; None writes a removal.
         row_shape: slots, hidden.
+        dtype: What the rows are computed in; readers under `compute` take their own only.
         chunk_rows: Rows asked for at a time.
 
     Raises:
@@ -148,13 +157,15 @@ def write_segments(
         raise ValueError(f"{max_bytes} bytes hold no row")
     for first in range(0, len(keys), num_rows):
         part = keys[first : first + num_rows]
-        yield _write_segment(directory, part, kind, rows, row_shape, chunk_rows)
+        metadata = _metadata(kind, dtype)
+        yield _write_segment(directory, part, kind, metadata, rows, row_shape, chunk_rows)
 
 
 def _write_segment(
     directory: Path,
     keys: IntArray,
     kind: SegmentKind,
+    metadata: dict[str, object],
     rows: Rows | None,
     row_shape: tuple[int, int],
     chunk_rows: int,
@@ -167,7 +178,7 @@ def _write_segment(
     with tempfile.NamedTemporaryFile(dir=directory, prefix="segment-", delete=False) as file:
         path = Path(file.name)
         try:
-            for part in _parts(specs, kind, keys, rows, chunk_rows):
+            for part in _parts(specs, metadata, keys, rows, chunk_rows):
                 digest.update(part)
                 size_bytes += len(part)
                 file.write(part)
@@ -183,13 +194,13 @@ def _write_segment(
 
 def _parts(
     specs: dict[str, ArraySpec],
-    kind: SegmentKind,
+    metadata: dict[str, object],
     keys: IntArray,
     rows: Rows | None,
     chunk_rows: int,
 ) -> Iterator[bytes]:
     """The file's bytes, piece by piece."""
-    yield array_blob.header(specs, _metadata(kind))
+    yield array_blob.header(specs, metadata)
     yield keys.tobytes()
     if rows is None:
         return
@@ -203,8 +214,9 @@ def _parts(
         yield values.tobytes()
 
 
-def _metadata(kind: SegmentKind) -> dict[str, object]:
-    return {"format": SEGMENT_FORMAT, **asdict(kind)}
+def _metadata(kind: SegmentKind, dtype: str) -> dict[str, object]:
+    """As files have it; a dtype that is not known is left out."""
+    return {"format": SEGMENT_FORMAT, **asdict(kind), **({_DTYPE: dtype} if dtype else {})}
 
 
 def _sha256(data: memoryview) -> str:
