@@ -66,7 +66,8 @@ def create(
 ) -> None:
     """Add a domain below its path's prefix, and fill its table from a corpus.
 
-    With --tenant, or a tenant's key, only that tenant sees it; otherwise everyone does.
+    With --tenant, or a tenant's key, only that tenant sees it; otherwise everyone does. A tenant's
+    domain bears its name, as `acme` or `news/acme`, or is below one that does, as `acme/faq`.
     """
     files = corpus or []
     check_files(files)

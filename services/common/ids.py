@@ -58,6 +58,24 @@ def check_path(field: str, value: str) -> str:
     return value
 
 
+def check_own_path(field: str, path: str, tenant: str) -> str:
+    """`path`, if a tenant may have a domain there right below one that is not its own: its last
+    name is the tenant's. So no tenant's domain is in another's way, and nobody can tell from a
+    refusal what others have.
+
+    Raises:
+        InvalidArgument: naming `field`.
+    """
+    if path.rpartition("/")[2] != tenant:
+        own = f"{parent_path(path)}/{tenant}".lstrip("/")
+        raise InvalidArgument(
+            field,
+            f"tenant {tenant}'s own domain here is '{own}', and its others are below that; "
+            "other paths are shared domains, which an admin makes without naming a tenant",
+        )
+    return path
+
+
 def parent_path(path: str) -> str:
     """The path of a domain's parent; the root's is empty, and so is its children's parent."""
     return path.rpartition("/")[0]

@@ -20,7 +20,13 @@ from services.common.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
-from services.common.ids import check_name, check_path, check_sha256, parent_path
+from services.common.ids import (
+    check_name,
+    check_own_path,
+    check_path,
+    check_sha256,
+    parent_path,
+)
 from services.common.knowledge import BlobCache, Blobs
 from services.common.local_encoder_format import LocalEncoderFile, check_local_encoder
 from services.gateway.admission import Admission
@@ -189,6 +195,8 @@ class DomainUploads:
         given = header.domain
         parent = self._mirror.domain(caller.tenant, given.base, parent_path(given.path))
         tenant = caller.tenant or parent.tenant
+        if tenant and not parent.tenant:
+            check_own_path("header.domain.path", given.path, tenant)
         if given.tenant not in ("", tenant):
             raise InvalidArgument(
                 "header.domain.tenant",

@@ -131,33 +131,51 @@ async def test_a_repeated_create_makes_one_node(tree: Tree) -> None:
 async def test_a_tenants_domain_is_its_own_and_nobody_elses(tree: Tree) -> None:
     acme, bolt = tree.tenants
     await tree.create("admin", "news")
-    own = (await tree.create(acme, "news/acme")).domain
+    own = (await tree.create(acme, f"news/{acme}")).domain
     assert own.tenant == acme
-    below = (await tree.create(acme, "news/acme/sport")).domain
+    below = (await tree.create(acme, f"news/{acme}/sport")).domain
     assert below.tenant == acme
     assert await tree.paths(acme) == await tree.paths("admin")
     assert await tree.paths(bolt) == ["", "news"]
     for call in (
-        tree.get(bolt, "news/acme"),
-        tree.set(bolt, "news/acme", alpha=0.1),
-        tree.delete(bolt, "news/acme/sport"),
-        tree.roll_back(bolt, "news/acme"),
-        tree.create(bolt, "news/acme/mine"),
-        tree.create(f"admin for {bolt}", "news/acme/mine"),
+        tree.get(bolt, f"news/{acme}"),
+        tree.set(bolt, f"news/{acme}", alpha=0.1),
+        tree.delete(bolt, f"news/{acme}/sport"),
+        tree.roll_back(bolt, f"news/{acme}"),
+        tree.create(bolt, f"news/{acme}/mine"),
+        tree.create(f"admin for {bolt}", f"news/{acme}/mine"),
     ):
         await expect(grpc.StatusCode.NOT_FOUND, call)
-    assert (await tree.set(acme, "news/acme", alpha=0.1)).domain.alpha == 0.1
-    await tree.delete(acme, "news/acme/sport")
-    assert (await tree.get("admin", "news/acme")).domain.alpha == 0.1
+    assert (await tree.set(acme, f"news/{acme}", alpha=0.1)).domain.alpha == 0.1
+    await tree.delete(acme, f"news/{acme}/sport")
+    assert (await tree.get("admin", f"news/{acme}")).domain.alpha == 0.1
 
 
 async def test_an_admin_makes_a_domain_a_tenants_by_naming_it(tree: Tree) -> None:
     acme, bolt = tree.tenants
-    made = (await tree.create(f"admin for {acme}", "acme")).domain
+    made = (await tree.create(f"admin for {acme}", acme)).domain
     assert made.tenant == acme
-    below = (await tree.create("admin", "acme/sport")).domain
+    below = (await tree.create("admin", f"{acme}/sport")).domain
     assert below.tenant == acme
     assert await tree.paths(bolt) == [""]
+
+
+async def test_what_others_have_cannot_be_told_from_a_refusal_nor_taken(tree: Tree) -> None:
+    acme, bolt = tree.tenants
+    await tree.create(acme, acme)
+    told = set()
+    for who in (bolt, f"admin for {bolt}"):
+        for path in (acme, "free", "news"):
+            refused = tree.create(who, path)
+            error = await expect(grpc.StatusCode.INVALID_ARGUMENT, refused)
+            assert violation(error) == "header.domain.path"
+            told.add(error.details())
+        for path in (f"{acme}/x", "free/x"):
+            await expect(grpc.StatusCode.NOT_FOUND, tree.create(who, path))
+    assert len(told) == 1
+    assert (await tree.create("admin", "news")).domain.tenant == ""
+    assert (await tree.create(bolt, bolt)).domain.tenant == bolt
+    assert (await tree.create(bolt, f"news/{bolt}")).domain.tenant == bolt
 
 
 async def test_shared_domains_are_changed_by_admins_alone(tree: Tree) -> None:
@@ -321,7 +339,8 @@ async def test_a_tenant_shares_its_counts_only_when_it_was_said(tree: Tree) -> N
 async def test_broken_counts_are_taken_up_where_they_ended(tree: Tree, who: str) -> None:
     counts = counts_blob([(0, n, 0) for n in range(1, 15)] + TRIGRAMS, count=len(who))
     caller = tree.tenants[0] if who == "own" else who
-    await expect(grpc.StatusCode.DATA_LOSS, tree.create(caller, "news", counts=counts, cut=99))
+    path = caller if who == "own" else "news"
+    await expect(grpc.StatusCode.DATA_LOSS, tree.create(caller, path, counts=counts, cut=99))
     models = ModelServiceStub(tree.stack.channel)
     asked = model_pb2.GetUploadRequest(sha256=sha256(counts))
     held = (await models.GetUpload(asked, metadata=tree.as_(caller))).committed_bytes
@@ -331,7 +350,7 @@ async def test_broken_counts_are_taken_up_where_they_ended(tree: Tree, who: str)
 
     def create(offset: int, rest: bytes) -> Any:
         header = pb.CreateDomainHeader(
-            domain=resources_pb2.Domain(base=tree.base.name, path="news"),
+            domain=resources_pb2.Domain(base=tree.base.name, path=path),
             counts_sha256=sha256(counts), counts_bytes=len(counts), counts_offset=offset,
         )  # fmt: skip
         return tree.stub.CreateDomain(parts(header, rest), metadata=tree.as_(caller))
@@ -340,4 +359,4 @@ async def test_broken_counts_are_taken_up_where_they_ended(tree: Tree, who: str)
     await expect(grpc.StatusCode.FAILED_PRECONDITION, call)
     error = await expect(grpc.StatusCode.INVALID_ARGUMENT, create(len(counts) + 1, b""))
     assert violation(error) == "header.counts_offset"
-    assert (await create(held, counts[held:])).domain.path == "news"
+    assert (await create(held, counts[held:])).domain.path == path

@@ -147,17 +147,17 @@ async def test_a_domain_must_be_there_and_seen_and_have_a_table(
     other = unique("bolt")
     await stack.add_tenant(other)
     tree = Tree(stack, base, (tenant, other))
-    await tree.create(other, "bolt")
+    await tree.create(other, other)
 
     def push(domain: str) -> Any:
         return upload(stack, tenant, header(ABOVE, base=base.name, domain=domain), ABOVE)
 
     await expect(grpc.StatusCode.NOT_FOUND, push("news"))
-    await expect(grpc.StatusCode.NOT_FOUND, push("bolt"))
+    await expect(grpc.StatusCode.NOT_FOUND, push(other))
     error = await expect(grpc.StatusCode.INVALID_ARGUMENT, push("../news"))
     assert violation(error) == "header.domain"
     as_admin = (*stack.as_admin, ("x-hmi-tenant", tenant))
-    head = header(ABOVE, base=base.name, domain="bolt")
+    head = header(ABOVE, base=base.name, domain=other)
     parts = [model_pb2.UploadVersionRequest(header=head)]
     parts += [model_pb2.UploadVersionRequest(chunk=ABOVE)]
     call = ModelServiceStub(stack.channel).UploadVersion(iter(parts), metadata=as_admin)

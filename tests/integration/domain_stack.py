@@ -29,7 +29,7 @@ from tests.tiny import WORDS, write_lora
 
 BASE = "hminilm"
 SHARED = "news"
-COMPUTING = "lab"  # and its encoder is its own
+COMPUTING = "zeta"  # and its encoder is its own
 # Each tenant's own, which may change as much as it likes.
 DOMAIN_OF = {"acme": "news/acme", "bolt": "news/bolt", "zeta": COMPUTING}
 MODELS = {"acme": ("still", "led"), "bolt": ("deep", "deep-led"), "zeta": ("own", "own-led")}

@@ -68,67 +68,67 @@ async def test_a_private_domain_follows_its_tenant_at_once_and_raises_nothing(
 ) -> None:
     base = await add_split_base(store, root={key(1, 2, 3): 1000})
     await share(store, "a")
-    await create_domain(store, "own", tenant="a", alpha=1.0)
+    await create_domain(store, "a", tenant="a", alpha=1.0)
     await do_all_work(store, base)
     text = {key(5, 6, n): n for n in range(1, 40)}
-    await observe(store, [traffic("a", "own", text)])
+    await observe(store, [traffic("a", "a", text)])
     assert (await update(store)).update_id
     await do_all_work(store, base)
-    assert await rows(store, "own") == set(text)
+    assert await rows(store, "a") == set(text)
     assert await rows(store, "") == {key(0, n + 1, 0) for n in range(VOCAB)} | {key(1, 2, 3)}
     # Drift: in a private table nothing is bounded.
     other = {key(8, 9, n): 1_000 for n in range(1, 40)}
-    await observe(store, [traffic("a", "own", other, 20_000_000)], sequence=2)
+    await observe(store, [traffic("a", "a", other, 20_000_000)], sequence=2)
     await update(store)
     await do_all_work(store, base)
-    assert await rows(store, "own") == set(other)
+    assert await rows(store, "a") == set(other)
 
 
 async def test_segments_that_became_too_many_are_written_anew(store: Store) -> None:
     base = await add_split_base(store, root={key(1, 2, 3): 1000})
     await share(store, "a")
-    await create_domain(store, "own", tenant="a", alpha=1.0)
+    await create_domain(store, "a", tenant="a", alpha=1.0)
     await do_all_work(store, base)
     most, wanted = 0, set[int]()
     for number in range(1, 14):
         text = {key(5, number, n): 1_000 for n in range(1, 4)}
-        await observe(store, [traffic("a", "own", text, 3_000_000)], sequence=number)
+        await observe(store, [traffic("a", "a", text, 3_000_000)], sequence=number)
         await update(store)
         await do_all_work(store, base)
-        node = (await stats(store))["own"].domain
+        node = (await stats(store))["a"].domain
         most = max(most, len(node.segments))
-        assert set((await table(store, node.table_version))["own"]) >= set(text)
+        assert set((await table(store, node.table_version))["a"]) >= set(text)
         wanted = set(text)
     assert 4 <= most <= 8
-    assert wanted <= await rows(store, "own")
+    assert wanted <= await rows(store, "a")
 
 
 async def test_counts_survive_a_restart_and_are_not_counted_twice(tmp_path: Path) -> None:
     async with running(tmp_path, counts_snapshot_s=3_600) as store:
         base = await add_split_base(store)
         await share(store, "a")
-        await create_domain(store, "own", tenant="a")
+        await create_domain(store, "a", tenant="a")
         await do_all_work(store, base)
-        await observe(store, [traffic("a", "own", TEXT)])
+        await observe(store, [traffic("a", "a", TEXT)])
     async with running(tmp_path) as store:
-        await observe(store, [traffic("a", "own", TEXT)])
-        assert (await stats(store))["own"].counted_tokens == pytest.approx(12, rel=1e-3)
+        await observe(store, [traffic("a", "a", TEXT)])
+        assert (await stats(store))["a"].counted_tokens == pytest.approx(12, rel=1e-3)
 
 
 async def test_a_schedule_updates_all_but_frozen_domains(tmp_path: Path) -> None:
     async with running(tmp_path, domain_update_s=0.2) as store:
         base = await add_split_base(store, root={key(1, 2, 3): 1000})
-        await share(store, "a")
-        for path in ("own", "still"):
-            await create_domain(store, path, tenant="a", alpha=1.0, is_frozen=path == "still")
+        await share(store, "a", "b")
+        for path in ("a", "b"):
+            await create_domain(store, path, tenant=path, alpha=1.0, is_frozen=path == "b")
         await do_all_work(store, base)
-        await observe(store, [traffic("a", path, TEXT) for path in ("own", "still")])
+        await observe(store, [traffic(path, path, TEXT) for path in ("a", "b")])
         held: dict[str, Any] = {}
-        while "own" not in held or not held["own"].domain.table_number:
+        while "a" not in held or not held["a"].domain.table_number:
             await do_all_work(store, base)
             held = await stats(store)
-        assert held["still"].domain.table_number == 0
-        assert set(await rows(store, "own")) == set(TEXT)
+        assert held["b"].domain.table_number == 0
+        assert set(await rows(store, "a")) == set(TEXT)
 
 
 async def test_an_opt_out_takes_a_tenants_counts_away(store: Store) -> None:
@@ -166,18 +166,18 @@ async def test_counts_of_nobody_nowhere_or_of_impossible_ngrams_are_left_out(
 ) -> None:
     await add_split_base(store)
     await share(store, "a", "b")
-    await create_domain(store, "own", tenant="a", alpha=1.0)
+    await create_domain(store, "a", tenant="a", alpha=1.0)
     impossible = {0: 5, key(1, 0, 0): 5, key(1, VOCAB + 1, 0): 5, (1 << 64) - 1: 5}
     await observe(
         store,
         [
-            traffic("a", "own", impossible | TEXT, 12),
-            traffic("b", "own", TEXT),
+            traffic("a", "a", impossible | TEXT, 12),
+            traffic("b", "a", TEXT),
             traffic("a", "gone", TEXT),
-            traffic("nobody", "own", TEXT),
+            traffic("nobody", "a", TEXT),
         ],
     )
-    assert (await stats(store))["own"].counted_tokens == pytest.approx(12)
+    assert (await stats(store))["a"].counted_tokens == pytest.approx(12)
     await fails(observe(store, [], sequence=0), StatusCode.INVALID_ARGUMENT)
-    changes = (await update(store, "own", dry=True)).changes
+    changes = (await update(store, "a", dry=True)).changes
     assert [(c.order, c.num_added) for c in changes] == [(3, len(TEXT))]

@@ -30,6 +30,8 @@ class DomainServiceStub:
 
     A tenant sees shared domains and its own, and creates and changes only its own; an admin sees and changes all, and
     makes a domain a tenant's by naming it in `x-hmi-tenant` metadata. Another tenant's domain is NOT_FOUND.
+    Right below a shared domain, or at the top, a tenant's domain bears the tenant's name (`acme`, `news/acme`), and its
+    others are below that: so no tenant's domain is in another's way.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (a shared domain, without
     an admin key), INVALID_ARGUMENT (a name; the field is named), NOT_FOUND (base), FAILED_PRECONDITION (the base is not
@@ -84,6 +86,8 @@ class DomainServiceServicer:
 
     A tenant sees shared domains and its own, and creates and changes only its own; an admin sees and changes all, and
     makes a domain a tenant's by naming it in `x-hmi-tenant` metadata. Another tenant's domain is NOT_FOUND.
+    Right below a shared domain, or at the top, a tenant's domain bears the tenant's name (`acme`, `news/acme`), and its
+    others are below that: so no tenant's domain is in another's way.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (a shared domain, without
     an admin key), INVALID_ARGUMENT (a name; the field is named), NOT_FOUND (base), FAILED_PRECONDITION (the base is not
@@ -93,10 +97,10 @@ class DomainServiceServicer:
     def CreateDomain(self, request_iterator, context):
         """CreateDomain adds a node: a header, then the counts' bytes, then the encoder's, if it has one of its own.
 
-        Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (counts or encoder not in their format, of another
-        base, or with a digest that differs), FAILED_PRECONDITION (counts_offset), RESOURCE_EXHAUSTED (too large, or too
-        many domains), DATA_LOSS (truncated; what came of the counts is kept for a resume), DEADLINE_EXCEEDED (nothing
-        came for too long).
+        Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (a tenant's domain that does not bear its name; counts or
+        encoder not in their format, of another base, or with a digest that differs), FAILED_PRECONDITION (counts_offset),
+        RESOURCE_EXHAUSTED (too large, or too many domains), DATA_LOSS (truncated; what came of the counts is kept for a
+        resume), DEADLINE_EXCEEDED (nothing came for too long).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,6 +209,8 @@ class DomainService:
 
     A tenant sees shared domains and its own, and creates and changes only its own; an admin sees and changes all, and
     makes a domain a tenant's by naming it in `x-hmi-tenant` metadata. Another tenant's domain is NOT_FOUND.
+    Right below a shared domain, or at the top, a tenant's domain bears the tenant's name (`acme`, `news/acme`), and its
+    others are below that: so no tenant's domain is in another's way.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (a shared domain, without
     an admin key), INVALID_ARGUMENT (a name; the field is named), NOT_FOUND (base), FAILED_PRECONDITION (the base is not

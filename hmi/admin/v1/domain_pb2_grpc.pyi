@@ -25,6 +25,8 @@ class DomainServiceStub:
 
     A tenant sees shared domains and its own, and creates and changes only its own; an admin sees and changes all, and
     makes a domain a tenant's by naming it in `x-hmi-tenant` metadata. Another tenant's domain is NOT_FOUND.
+    Right below a shared domain, or at the top, a tenant's domain bears the tenant's name (`acme`, `news/acme`), and its
+    others are below that: so no tenant's domain is in another's way.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (a shared domain, without
     an admin key), INVALID_ARGUMENT (a name; the field is named), NOT_FOUND (base), FAILED_PRECONDITION (the base is not
@@ -38,10 +40,10 @@ class DomainServiceStub:
     CreateDomain: grpc.StreamUnaryMultiCallable[hmi.admin.v1.domain_pb2.CreateDomainRequest, hmi.admin.v1.domain_pb2.CreateDomainResponse]
     """CreateDomain adds a node: a header, then the counts' bytes, then the encoder's, if it has one of its own.
 
-    Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (counts or encoder not in their format, of another
-    base, or with a digest that differs), FAILED_PRECONDITION (counts_offset), RESOURCE_EXHAUSTED (too large, or too
-    many domains), DATA_LOSS (truncated; what came of the counts is kept for a resume), DEADLINE_EXCEEDED (nothing
-    came for too long).
+    Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (a tenant's domain that does not bear its name; counts or
+    encoder not in their format, of another base, or with a digest that differs), FAILED_PRECONDITION (counts_offset),
+    RESOURCE_EXHAUSTED (too large, or too many domains), DATA_LOSS (truncated; what came of the counts is kept for a
+    resume), DEADLINE_EXCEEDED (nothing came for too long).
     """
     GetDomain: grpc.UnaryUnaryMultiCallable[hmi.admin.v1.domain_pb2.GetDomainRequest, hmi.admin.v1.domain_pb2.GetDomainResponse]
     """GetDomain returns one node.
@@ -77,6 +79,8 @@ class DomainServiceAsyncStub(DomainServiceStub):
 
     A tenant sees shared domains and its own, and creates and changes only its own; an admin sees and changes all, and
     makes a domain a tenant's by naming it in `x-hmi-tenant` metadata. Another tenant's domain is NOT_FOUND.
+    Right below a shared domain, or at the top, a tenant's domain bears the tenant's name (`acme`, `news/acme`), and its
+    others are below that: so no tenant's domain is in another's way.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (a shared domain, without
     an admin key), INVALID_ARGUMENT (a name; the field is named), NOT_FOUND (base), FAILED_PRECONDITION (the base is not
@@ -87,10 +91,10 @@ class DomainServiceAsyncStub(DomainServiceStub):
     CreateDomain: grpc.aio.StreamUnaryMultiCallable[hmi.admin.v1.domain_pb2.CreateDomainRequest, hmi.admin.v1.domain_pb2.CreateDomainResponse]  # type: ignore[assignment]
     """CreateDomain adds a node: a header, then the counts' bytes, then the encoder's, if it has one of its own.
 
-    Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (counts or encoder not in their format, of another
-    base, or with a digest that differs), FAILED_PRECONDITION (counts_offset), RESOURCE_EXHAUSTED (too large, or too
-    many domains), DATA_LOSS (truncated; what came of the counts is kept for a resume), DEADLINE_EXCEEDED (nothing
-    came for too long).
+    Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (a tenant's domain that does not bear its name; counts or
+    encoder not in their format, of another base, or with a digest that differs), FAILED_PRECONDITION (counts_offset),
+    RESOURCE_EXHAUSTED (too large, or too many domains), DATA_LOSS (truncated; what came of the counts is kept for a
+    resume), DEADLINE_EXCEEDED (nothing came for too long).
     """
     GetDomain: grpc.aio.UnaryUnaryMultiCallable[hmi.admin.v1.domain_pb2.GetDomainRequest, hmi.admin.v1.domain_pb2.GetDomainResponse]  # type: ignore[assignment]
     """GetDomain returns one node.
@@ -125,6 +129,8 @@ class DomainServiceServicer(metaclass=abc.ABCMeta):
 
     A tenant sees shared domains and its own, and creates and changes only its own; an admin sees and changes all, and
     makes a domain a tenant's by naming it in `x-hmi-tenant` metadata. Another tenant's domain is NOT_FOUND.
+    Right below a shared domain, or at the top, a tenant's domain bears the tenant's name (`acme`, `news/acme`), and its
+    others are below that: so no tenant's domain is in another's way.
 
     Errors of every RPC: UNAUTHENTICATED (no key, unknown key, revoked key), PERMISSION_DENIED (a shared domain, without
     an admin key), INVALID_ARGUMENT (a name; the field is named), NOT_FOUND (base), FAILED_PRECONDITION (the base is not
@@ -139,10 +145,10 @@ class DomainServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[hmi.admin.v1.domain_pb2.CreateDomainResponse, collections.abc.Awaitable[hmi.admin.v1.domain_pb2.CreateDomainResponse]]:
         """CreateDomain adds a node: a header, then the counts' bytes, then the encoder's, if it has one of its own.
 
-        Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (counts or encoder not in their format, of another
-        base, or with a digest that differs), FAILED_PRECONDITION (counts_offset), RESOURCE_EXHAUSTED (too large, or too
-        many domains), DATA_LOSS (truncated; what came of the counts is kept for a resume), DEADLINE_EXCEEDED (nothing
-        came for too long).
+        Errors: NOT_FOUND (parent), ALREADY_EXISTS, INVALID_ARGUMENT (a tenant's domain that does not bear its name; counts or
+        encoder not in their format, of another base, or with a digest that differs), FAILED_PRECONDITION (counts_offset),
+        RESOURCE_EXHAUSTED (too large, or too many domains), DATA_LOSS (truncated; what came of the counts is kept for a
+        resume), DEADLINE_EXCEEDED (nothing came for too long).
         """
 
     @abc.abstractmethod

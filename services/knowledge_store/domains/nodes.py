@@ -20,6 +20,7 @@ from services.common.ids import check_own_path, parent_path
 from services.knowledge_store.domains.checks import check_new, check_settings
 from services.knowledge_store.domains.drafts import Draft
 from services.knowledge_store.domains.key_blobs import KeyBlobs
+from services.knowledge_store.domains.naming import change_versions
 from services.knowledge_store.domains.options import DEFAULT_ALPHA, DomainOptions
 from services.knowledge_store.domains.planner import Planner
 from services.knowledge_store.domains.planning import check_idle
@@ -104,7 +105,7 @@ class Domains:
                 await _check_same(transaction, node, added, digest)
             return await self._add(transaction, added, corpus, draft, request_id)
 
-        created = await self._database.change(create)
+        created = await change_versions(self._database, self._key_blobs, create)
         self._reach("after_plan", 1)
         return created
 
@@ -130,10 +131,10 @@ class Domains:
             if node.SerializeToString(deterministic=True) != before:
                 tree.put(node)
                 if request.HasField("miss_policy"):
-                    await tree.name_versions([request.path], self._key_blobs.write)
+                    await tree.name_versions([request.path], self._blob_sizes)
             return node
 
-        return await self._database.change(change)
+        return await change_versions(self._database, self._key_blobs, change)
 
     async def delete(self, base: str, path: str) -> None:
         """Delete a leaf, and its part of an update.
@@ -184,10 +185,10 @@ class Domains:
                     f"domain {path!r} has no rows to go back to", reason="NO_PREVIOUS_TABLE"
                 )
             tree.set_rows(node, table, table.previous, previous=table.rows)
-            await tree.name_versions([path], self._key_blobs.write)
+            await tree.name_versions([path], self._blob_sizes)
             return tree.nodes[path]
 
-        return await self._database.change(roll_back)
+        return await change_versions(self._database, self._key_blobs, roll_back)
 
     async def _new_node(
         self, transaction: Transaction, wanted: rpb.Domain, request_id: str
@@ -250,7 +251,7 @@ class Domains:
         node.is_updating = draft is not None
         corpora = (corpus,) if corpus else ()
         tree.put(node, Table(is_ready=draft is None, corpora=corpora))
-        await tree.name_versions([node.path], self._key_blobs.write)
+        await tree.name_versions([node.path], self._blob_sizes)
         if request_id:
             transaction.remember(_request_key(node, request_id), b"", ttl_s=self._request_id_ttl_s)
         # Even if this fails to be committed: whose counts there may be of the path, it is gone.
