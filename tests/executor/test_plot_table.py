@@ -200,29 +200,6 @@ def test_rows_of_a_batch_read_their_own_tables(tmp_path: Path) -> None:
         assert torch.equal(got.values[2 * row : 2 * row + 2], alone.values)
 
 
-def test_rows_that_are_used_become_hot(tmp_path: Path) -> None:
-    blobs = Blobs(tmp_path)
-    trigrams = frozenset(1 << 42 | centre << 21 | 1 for centre in range(1, VOCAB + 1))
-    tree = [(ENCODERS[0], [unigrams(1), Part(trigrams, 2)])]
-    table = load(blobs, write_version(blobs, tree))
-    node = table.nodes[0]
-    tier = HotTier(2 * (node.row_bytes + 12), CPU)
-    retriever = Retriever(ROW_SHAPE, CPU, new_caches())
-
-    def hot_keys() -> set[int]:
-        found, numbers = node.entries()
-        return {int(key) for key, n in zip(found, numbers, strict=True) if node.hot.slots[n] >= 0}
-
-    tier.choose([node])
-    assert hot_keys() == {1 << 21, 2 << 21}  # unused rows: short n-grams first
-    sources = [RowSource(table, "acme")]
-    for _ in range(3):
-        retriever.retrieve([0, 4, 0], [3], sources)
-    tier.choose([node])
-    assert 1 << 42 | 5 << 21 | 1 in hot_keys()
-    assert len(hot_keys()) == 2
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     trees=st.lists(st.tuples(nodes.map(whole), policies), min_size=2, max_size=4),

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from services.common import ngrams
@@ -37,11 +39,21 @@ class DeviceNode:
         keys: int64 `[n]`, ascending, at least one.
         slots: int32 `[n]`: where each key's row lies.
         rows: fp16 `[rows, slots, hidden]`.
+        uses: int32 `[rows]`: how often each was asked for and nobody has taken note of yet.
     """
 
     keys: Tensor
     slots: Tensor
     rows: Tensor
+    uses: Tensor
+
+    def take_uses(self) -> NDArray[np.int32]:
+        """How often each row was asked for since the last call, int32 `[rows]`. Waits for the
+        device; what is counted meanwhile stays for the next call."""
+        taken = self.uses.to("cpu", copy=True)
+        self.uses.sub_(taken.to(self.uses.device))
+        counts: NDArray[np.int32] = taken.numpy()
+        return counts
 
 
 class DeviceTable:
@@ -69,7 +81,9 @@ class DeviceTable:
         )
         for place, node in enumerate(self._nodes):
             is_here = nodes == place
-            rows = node.rows.index_select(0, torch.where(is_here, slots, 0))
+            slots_here = torch.where(is_here, slots, 0)
+            node.uses.index_add_(0, slots_here, is_here.to(torch.int32))
+            rows = node.rows.index_select(0, slots_here)
             values = torch.where(is_here[:, None, None], rows, values)
         tokens = staging.to_device(places)
         staging.values.index_copy_(0, tokens, values)

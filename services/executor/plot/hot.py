@@ -23,7 +23,7 @@ class HotRows:
     """Hot rows of one node, and how often each of its rows was asked for.
 
     Attributes:
-        slots: int32 `[numbers]`: where a row lies in `rows`, or ABSENT.
+        slots: int32 `[numbers]`: where a row lies in `rows`, in the numbers' order, or ABSENT.
         rows: fp16 `[hot rows, slots, hidden]`, on the host or a device; None if there are none.
         uses: float32 `[numbers]`, carried from choice to choice; None if nobody counts.
         on_device: All of the node's rows with their keys, if all are hot, on a device.
@@ -57,3 +57,9 @@ class HotRows:
         """Remember that these rows were asked for. Threads may lose each other's counts."""
         if self.uses is not None:
             np.add.at(self.uses, numbers, np.float32(1))
+
+    def collect(self) -> None:
+        """Bring to `uses` what lookups on the device counted there."""
+        if self.uses is not None and self.on_device is not None:
+            # Rows lie in the order of their numbers.
+            self.uses[self.slots != ABSENT] += self.on_device.take_uses()

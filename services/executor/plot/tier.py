@@ -53,6 +53,8 @@ class HotTier:
         if not self._budget or not nodes:
             return
         num_rows = self._budget // (nodes[0].row_bytes + _KEY_BYTES)
+        for node in nodes:
+            node.hot.collect()
         entries = [node.entries() for node in nodes]
         scores = [_scores(node, *entry) for node, entry in zip(nodes, entries, strict=True)]
         chosen = _top(np.concatenate(scores), num_rows)
@@ -90,6 +92,7 @@ class HotTier:
                 torch.from_numpy(keys).to(self._device),
                 torch.from_numpy(slots[numbers]).to(self._device),
                 on_device,
+                torch.zeros(len(picked), dtype=torch.int32, device=self._device),
             )
         node.hot = HotRows(slots, on_device, uses, device_node)
 
