@@ -31,6 +31,7 @@ from services.knowledge_store.domains.key_blobs import (
     KeyBlobs,
     in_vocabulary,
 )
+from services.knowledge_store.domains.naming import change_versions
 from services.knowledge_store.domains.planner import Planner
 from services.knowledge_store.domains.records import (
     WorkRecord,
@@ -148,9 +149,9 @@ class Repairs:
 
         async def name(transaction: Transaction) -> None:
             tree = await Tree.load(transaction, node.base)
-            await tree.name_versions([node.path], self._key_blobs.write)
+            await tree.name_versions([node.path], self._blobs.sizes)
 
-        await self._database.change(name)
+        await change_versions(self._database, self._key_blobs, name)
 
     async def _restore(self, blob: DamagedBlob, legible: _Legible, state: _State) -> None:
         """Have the very rows of a segment computed again."""

@@ -1,14 +1,16 @@
 """A tree's nodes and tables within one transaction: which are ready, and what commits change.
 
 Knows Domain and Table and how manifests follow from them; does not know plans, leases or RPCs.
-Manifests are written before the transaction that names them commits, so what is named is there.
+A transaction names manifests that are written, so what is named is there.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.errors import FailedPrecondition, NotFound
@@ -27,7 +29,16 @@ from services.knowledge_store.domains.records import (
 from services.knowledge_store.metadata.kinds import BASES, DOMAINS, domain_name, domains_of
 from services.knowledge_store.metadata.transaction import Transaction
 
-WriteBlob = Callable[[bytes], Awaitable[str]]
+if TYPE_CHECKING:
+    from services.knowledge_store.metadata.bases import BlobSizes
+
+
+class ManifestsMissing(Exception):
+    """Manifests that are to be named are to be written first."""
+
+    def __init__(self, manifests: Sequence[bytes]) -> None:
+        super().__init__(f"{len(manifests)} manifests are not written yet")
+        self.manifests = manifests
 
 
 @dataclass
@@ -115,18 +126,26 @@ class Tree:
         changed = {"is_ready": True, "rows": rows, "previous": previous}
         self.put(node, table.model_copy(update={**changed, "commit_time_s": time.time()}))
 
-    async def name_versions(self, changed: Iterable[str], write_blob: WriteBlob) -> None:
-        """Write the manifests of changed nodes and of all below them, and name them.
+    async def name_versions(self, changed: Iterable[str], blob_sizes: BlobSizes) -> None:
+        """Name the manifests of changed nodes and of all below them; see `naming`.
 
         Raises:
-            ResourceExhausted: The disk is full.
+            ManifestsMissing: Some are not written yet.
         """
         paths = {below for path in changed for below in (path, *self.below(path))}
+        written: dict[str, bytes] = {}
+        versions: dict[str, str] = {}
         for path in sorted(paths & self.nodes.keys()):
-            if not self.is_ready(path):
-                continue
-            nodes = [self.nodes[above] for above in path_to(path)]
-            version = await write_blob(manifest(self.base.digest, nodes))
+            if self.is_ready(path):
+                nodes = [self.nodes[above] for above in path_to(path)]
+                data = manifest(self.base.digest, nodes)
+                versions[path] = hashlib.sha256(data).hexdigest()
+                written[versions[path]] = data
+        # Where no blob is collected: in the transaction that names them.
+        held = await blob_sizes(written)
+        if missing := [data for sha256, data in written.items() if sha256 not in held]:
+            raise ManifestsMissing(missing)
+        for path, version in versions.items():
             node = self.nodes[path]
             if node.table_version != version:
                 node.table_version = version

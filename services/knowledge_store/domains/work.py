@@ -26,6 +26,7 @@ from services.common.ids import check_sha256
 from services.knowledge_store import metrics
 from services.knowledge_store.domains import endings
 from services.knowledge_store.domains.key_blobs import FORM_NAMES, NUM_SLOTS, KeyBlobs, SegmentKind
+from services.knowledge_store.domains.naming import change_versions
 from services.knowledge_store.domains.options import DomainOptions
 from services.knowledge_store.domains.records import (
     SegmentRecord,
@@ -154,22 +155,22 @@ class Work:
         await self._database.change(complete)
         self._deadlines.pop(work_id, None)
         self._reach("after_written", 1)
-        return work.update_id in await self.commit_written()
+        await self.commit_written()
+        # Whoever committed it: a round may have been faster.
+        return await self._database.change(lambda t: _is_done(t, work_id, token))
 
-    async def commit_written(self) -> set[str]:
-        """Commit every update whose work is done; returns their ids.
+    async def commit_written(self) -> None:
+        """Commit every update whose work is done.
 
         Raises:
             ResourceExhausted: The disk is full.
+            Aborted: Trees kept changing; try again.
         """
-        committed: set[str] = set()
         # What is committed may be what another update waited for.
-        while update_id := await self._database.change(self._commit_one):
+        while update_id := await change_versions(self._database, self._key_blobs, self._commit_one):
             self._reach("after_commit", 1)
-            committed.add(update_id)
             metrics.domain_updates_total.labels("committed").inc()
             logger.info("domains updated", extra={"update_id": update_id})
-        return committed
 
     async def give_up(self) -> list[str]:
         """Roll back updates that nobody works on, and those whose rows cannot be made; returns
@@ -240,8 +241,7 @@ class Work:
         self, transaction: Transaction, work_id: str, token: str
     ) -> WorkRecord | bool:
         """The work that `token` leases, or if it was completed whether its update is committed."""
-        done = _done_key(work_id, token)
-        if done in await transaction.recall([done]):
+        if await _is_done(transaction, work_id, token):
             return True
         work = await get_work(transaction, work_id)
         if work is None or not token or work.token != token:
@@ -281,13 +281,18 @@ class Work:
             if not endings.can_be_committed(tree, update):
                 continue
             endings.commit(tree, update, work)
-            await tree.name_versions([part.path for part in update.nodes], self._key_blobs.write)
+            await tree.name_versions([part.path for part in update.nodes], self._blob_sizes)
             for piece in own:
                 done = _done_key(piece.work_id, piece.token)
                 transaction.remember(done, b"", ttl_s=self._request_id_ttl_s)
             self._reach("before_commit", 1)
             return update.update_id
         return ""
+
+
+async def _is_done(transaction: Transaction, work_id: str, token: str) -> bool:
+    done = _done_key(work_id, token)
+    return done in await transaction.recall([done])
 
 
 def _done_key(work_id: str, token: str) -> str:
