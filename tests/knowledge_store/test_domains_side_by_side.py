@@ -38,16 +38,16 @@ async def work_on(store: Store, base: rpb.Base, *paths: str) -> None:
 async def test_a_tenants_unfinished_table_keeps_nobody_waiting(store: Store) -> None:
     base = await grow(store)
     await add_tenant(store)
-    await create_domain(store, "aaa", OWN, tenant="acme")
-    await create_domain(store, "aaa/below", tenant="acme")
+    await create_domain(store, "acme", OWN, tenant="acme")
+    await create_domain(store, "acme/below", tenant="acme")
     assert (await update(store)).update_id
     # That of other nodes goes on, and of these nothing else.
     await fails(update(store, "news/a"), StatusCode.FAILED_PRECONDITION)
-    await fails(update(store, "aaa"), StatusCode.FAILED_PRECONDITION)
+    await fails(update(store, "acme"), StatusCode.FAILED_PRECONDITION)
     await work_on(store, base, "", "news", "news/a", "news/b")
     nodes = await stats(store)
     assert not nodes["news"].domain.is_updating
-    assert nodes["aaa"].domain.is_updating
+    assert nodes["acme"].domain.is_updating
     assert key(6, 6, 6) in (await table(store, nodes["news"].domain.table_version))["news"]
     request = dpb.RollBackDomainRequest(base="hminilm", path="news/b")
     assert (await store.stub.RollBackDomain(request)).domain.table_number == 3
@@ -58,13 +58,13 @@ async def test_domains_that_come_and_go_do_not_stop_an_update(
 ) -> None:
     await grow(store)
     await add_tenant(store)
-    await create_domain(store, "aaa", OWN, tenant="acme")
+    await create_domain(store, "acme", OWN, tenant="acme")
     start = Planner._start
 
     async def churning(self: object, facts: object, draft: object) -> bool:
-        request = dpb.DeleteDomainRequest(base="hminilm", path="aaa")
+        request = dpb.DeleteDomainRequest(base="hminilm", path="acme")
         await store.stub.DeleteDomain(request)
-        await create_domain(store, "aaa", OWN, tenant="acme")
+        await create_domain(store, "acme", OWN, tenant="acme")
         return await start(self, facts, draft)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Planner, "_start", churning)
