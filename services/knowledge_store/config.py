@@ -65,6 +65,12 @@ class StoreSettings(ServiceSettings):
     )
     max_domains: int = Field(1_000, gt=0, description="Domains of one base.")
     max_tenant_domains: int = Field(32, gt=0, description="Domains that are one tenant's own.")
+    max_tenant_domain_bytes: int = Field(
+        256 << 20, gt=0, description="Bytes of values a tenant's own domain may have at most."
+    )
+    max_tenant_counts_bytes: int = Field(
+        64 << 20, gt=0, description="Bytes of n-gram counts a tenant's own domain may be made from."
+    )
     work_rows: int = Field(
         1 << 18, gt=0, description="Rows of a table that an executor materialises at once."
     )

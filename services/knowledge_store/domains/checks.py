@@ -38,3 +38,18 @@ def check_settings(prefix: str, given: rpb.Domain | pb.SetDomainRequest) -> None
     for name in ("byte_budget", "half_life_tokens"):
         if getattr(given, name) > _MAX_NUMBER:
             raise InvalidArgument(f"{prefix}{name}", f"must be at most {_MAX_NUMBER}")
+
+
+def check_budget(field: str, node: rpb.Domain, most: int) -> None:
+    """Refuse a tenant's node that may take more than `most` bytes of values: InvalidArgument."""
+    if node.tenant and node.byte_budget > most:
+        raise InvalidArgument(field, f"a tenant's domain may have {most} bytes at most")
+
+
+def check_counts(node: rpb.Domain, size: int, most: int) -> None:
+    """Refuse a tenant's counts of more than `most` bytes, of `size` bytes: InvalidArgument."""
+    if node.tenant and size > most:
+        raise InvalidArgument(
+            "counts",
+            f"of a tenant's domain may take {most} bytes, not {size}: leave out the rarest",
+        )

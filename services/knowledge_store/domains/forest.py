@@ -77,6 +77,8 @@ def _options(settings: StoreSettings) -> DomainOptions:
         half_life_tokens=settings.domain_half_life_tokens,
         max_domains=settings.max_domains,
         max_tenant_domains=settings.max_tenant_domains,
+        max_tenant_bytes=settings.max_tenant_domain_bytes,
+        max_tenant_counts_bytes=settings.max_tenant_counts_bytes,
         rows_per_work=settings.work_rows,
         work_lease_s=settings.work_lease_ms / 1_000,
         work_tries=settings.work_tries,

@@ -10,25 +10,17 @@ from collections.abc import Callable
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from hmi.knowledge.v1 import domain_pb2 as pb
-from services.common.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    ResourceExhausted,
-)
+from services.common.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
 from services.common.failpoints import Reach
 from services.common.ids import check_own_path, parent_path
-from services.knowledge_store.domains.checks import check_new, check_settings
+from services.knowledge_store.domains import checks
 from services.knowledge_store.domains.drafts import Draft
 from services.knowledge_store.domains.key_blobs import KeyBlobs
 from services.knowledge_store.domains.naming import change_versions
 from services.knowledge_store.domains.options import DEFAULT_ALPHA, DomainOptions
 from services.knowledge_store.domains.planner import Planner
 from services.knowledge_store.domains.planning import check_idle
-from services.knowledge_store.domains.records import (
-    Corpus,
-    Table,
-    get_updates,
-)
+from services.knowledge_store.domains.records import Corpus, Table, get_updates
 from services.knowledge_store.domains.tables import Tree, born, delete_node, no_domain, split_base
 from services.knowledge_store.metadata.bases import BlobSizes
 from services.knowledge_store.metadata.database import Database
@@ -87,7 +79,7 @@ class Domains:
             FailedPrecondition: The base is not split, or replaced meanwhile, or a blob missing.
             ResourceExhausted: The tree is too large, or the disk full.
         """
-        check_new(wanted, counts_sha256)
+        checks.check_new(wanted, counts_sha256)
         check_request_id("request_id", request_id)
         node, made = await self._database.change(lambda t: self._new_node(t, wanted, request_id))
         if made is not None:
@@ -117,7 +109,7 @@ class Domains:
             NotFound: Base or node.
             FailedPrecondition: The base is not split.
         """
-        check_settings("", request)
+        checks.check_settings("", request)
 
         async def change(transaction: Transaction) -> rpb.Domain:
             tree = await Tree.load(transaction, request.base)
@@ -126,6 +118,8 @@ class Domains:
             for name in _SETTINGS:
                 if request.HasField(name):  # type: ignore[arg-type]
                     setattr(node, name, getattr(request, name))
+            if request.HasField("byte_budget"):
+                checks.check_budget("byte_budget", node, self._options.max_tenant_bytes)
             node.miss_policy = node.miss_policy or rpb.MISS_POLICY_BACKOFF
             node.alpha = node.alpha or DEFAULT_ALPHA
             if node.SerializeToString(deterministic=True) != before:
@@ -221,10 +215,15 @@ class Domains:
             is_frozen=wanted.is_frozen,
             create_time=timestamp(),
         )
+        checks.check_budget("domain.byte_budget", node, self._options.max_tenant_bytes)
         return node, None
 
     async def _corpus(self, node: rpb.Domain, counts_sha256: str) -> tuple[Corpus, str]:
         """A node's corpus, and the digest of the base that it was checked against."""
+        sizes = await self._blob_sizes([counts_sha256])
+        checks.check_counts(
+            node, sizes.get(counts_sha256, 0), self._options.max_tenant_counts_bytes
+        )
         base, root = await self._database.change(lambda t: _base_and_root(t, node.base))
         counts = await self._key_blobs.read_counts(
             "counts", counts_sha256, base.tokenizer_digest, root.vocab_size

@@ -25,6 +25,8 @@ class DomainOptions:
         half_life_tokens: Of a node that names none.
         max_domains: Nodes of one tree.
         max_tenant_domains: Nodes of all trees that are one tenant's.
+        max_tenant_bytes: Bytes of values that a tenant's node may have at most.
+        max_tenant_counts_bytes: Bytes of counts that a tenant's node may be made from.
         rows_per_work: Rows that are given out at once, if they fit in one segment.
         max_segments: Segments of one order in a node, beyond which they are written anew.
         work_lease_s: How long leased work may go without a renewal.
@@ -38,6 +40,8 @@ class DomainOptions:
     half_life_tokens: int
     max_domains: int
     max_tenant_domains: int
+    max_tenant_bytes: int
+    max_tenant_counts_bytes: int
     rows_per_work: int
     work_lease_s: float
     work_tries: int
@@ -52,7 +56,9 @@ class DomainOptions:
 
     def max_rows_of(self, base: rpb.Base, node: rpb.Domain) -> int:
         """Rows that a node's budget pays for."""
-        return (node.byte_budget or self.byte_budget) // row_bytes(base)
+        budget = node.byte_budget or self.byte_budget
+        most = min(budget, self.max_tenant_bytes) if node.tenant else budget
+        return most // row_bytes(base)
 
     def rows_per_work_of(self, base: rpb.Base) -> int:
         """Rows of one piece of work: they fit in one segment."""
