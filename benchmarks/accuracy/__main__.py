@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from benchmarks.accuracy.judge import judge
 from benchmarks.accuracy.learner import ALPHA, RANK, RECIPES
 from benchmarks.accuracy.measure import measure
 from benchmarks.accuracy.subjects import Encoders
-from benchmarks.accuracy.tasks import LIMITS, NUM_FOLDS, QUICK
+from benchmarks.accuracy.tasks import LIMITS, NUM_FOLDS, QUICK, Limits
 from benchmarks.report import OUT, Report
 from hmi.bases import minilm_directory
 from services.executor.device import pick_dtype
@@ -51,11 +52,17 @@ def main() -> None:
         except datasets.Missing as missing:
             sys.exit(str(missing))
         judge(report, outcomes)
-        _note(report, encoders, len(folds))
+        _note(report, encoders, limits, len(folds))
 
 
-def _note(report: Report, encoders: Encoders, num_folds: int) -> None:
+def _note(report: Report, encoders: Encoders, limits: Mapping[str, Limits], num_folds: int) -> None:
     split = encoders.ours.split
+    for name, most in limits.items():
+        report.note(
+            f"{name}: at most {most.texts:,} texts, each cut at {most.tokens} tokens, adapters "
+            f"trained on {most.learnt:,} of a fold's others: longer texts and more to learn from "
+            "may give other figures"
+        )
     report.note(
         f"{num_folds} folds; LoRA r = {RANK}, alpha = {ALPHA} on query and value of layers "
         f"{split} and up, a linear head; {encoders.base.dtype}; epochs "

@@ -45,27 +45,39 @@ class Hits:
         return float(self.at_least(order).sum() / self.num_tokens.sum())
 
 
-def answering_orders(keys: IntArray, rows: IntArray) -> NDArray[np.int64]:
-    """The order of the n-gram that answers for each fullest n-gram `[n]`; 0: none (design
-    section 5: trigram, left bigram, right bigram, unigram)."""
-    orders = np.zeros(len(keys), np.int64)
+def answering(keys: IntArray, rows: IntArray) -> IntArray:
+    """The n-gram that answers for each fullest n-gram `[n]`; 0: none (design section 5: trigram,
+    left bigram, right bigram, unigram)."""
+    answers = np.zeros(len(keys), np.int64)
     candidates = (keys, ngrams.without_right(keys), ngrams.without_left(keys),
                   ngrams.only_centre(keys))  # fmt: skip
     for candidate in candidates:
-        is_answered = (orders == 0) & contains(rows, candidate)
-        orders[is_answered] = ngrams.order_of(candidate[is_answered])
-    return orders
+        is_answered = (answers == 0) & contains(rows, candidate)
+        answers[is_answered] = candidate[is_answered]
+    return answers
 
 
-def look_up(texts: Sequence[Text], tables: Tables) -> Hits:
-    """Look all texts up, each along its domain's path."""
+def answering_orders(keys: IntArray, rows: IntArray) -> NDArray[np.int64]:
+    """The order of the n-gram that answers for each fullest n-gram `[n]`; 0: none."""
+    return np.asarray(ngrams.order_of(answering(keys, rows)), np.int64)
+
+
+def look_up(texts: Sequence[Text], tables: Tables, *, beside: IntArray | None = None) -> Hits:
+    """Look all texts up, each along its domain's path.
+
+    Args:
+        beside: Rows whose answers are not counted, ascending: those tokens are in column 0.
+    """
     by_order = np.zeros((len(texts), ngrams.MAX_ORDER + 1), np.int64)
     for path in {text.path for text in texts}:
         rows = path_rows(path, tables)
         places = [place for place, text in enumerate(texts) if text.path == path]
         keys = np.concatenate([texts[place].keys for place in places])
         owners = np.repeat(np.arange(len(places)), [len(texts[place].keys) for place in places])
-        orders = answering_orders(keys, rows)
+        answers = answering(keys, rows)
+        if beside is not None:
+            answers[contains(beside, answers)] = 0
+        orders = ngrams.order_of(answers)
         counted = np.bincount(owners * 4 + orders, minlength=4 * len(places))
         by_order[places] = counted.reshape(-1, 4)
     return Hits(by_order)

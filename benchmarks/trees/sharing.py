@@ -18,7 +18,6 @@ from services.common.ngram_counts import answering_keys
 from services.common.ngrams import IntArray
 from services.knowledge_store.domains.sources import traffic_source
 from services.knowledge_store.frequency.frequencies import (
-    NUM_LOOKUP_KINDS,
     Frequencies,
     Observation,
     Stream,
@@ -36,6 +35,7 @@ from services.knowledge_store.tree.sorted_keys import NONE
 
 _BASE = "hminilm"
 _MAX_KEYS, _MAX_TOTAL_KEYS = 1 << 18, 1 << 24
+_NO_LOOKUPS = (0, 0, 0, 0, 0)  # nothing is looked up here, only counted
 
 
 def shared_counts(
@@ -103,7 +103,7 @@ class Domain:
             (counts * sent.num_times).astype(np.float64),
             int(len(full) * sent.num_times),
             self.half_life_tokens,
-            [0] * NUM_LOOKUP_KINDS,
+            _NO_LOOKUPS,
         )
 
     def plan(self, *, is_first: bool = False) -> NodePlan:

@@ -64,6 +64,9 @@ def test_each_text_is_looked_up_along_its_own_path() -> None:
     hits = look_up([Text("a/b", keys), Text("a", keys), Text("c", keys), Text("d", keys)], held)
     assert hits.by_order.tolist() == [[0, 0, 0, 2], [0, 1, 0, 1], [0, 0, 2, 0], [0, 2, 0, 0]]
     assert hits.share(3) == pytest.approx(3 / 8)
+    below = look_up([Text("a/b", keys), Text("a", keys), Text("d", keys)], held, beside=held[ROOT])
+    assert below.by_order.tolist() == [[0, 0, 0, 2], [1, 0, 0, 1], [2, 0, 0, 0]]
+    assert below.share(3) == pytest.approx(3 / 6)
 
 
 def world() -> tuple[list[Text], list[str]]:
