@@ -27,9 +27,11 @@ def hit_rates(stats: DomainStats) -> dict[str, float] | None:
     }
 
 
-def saved_bytes(nodes: Iterable[DomainStats]) -> int:
-    """What flat tables that answer the same lookups would take more than these."""
-    return sum(max(0, stats.flat_bytes - stats.size_bytes) for stats in nodes)
+def saved_bytes(nodes: Sequence[DomainStats]) -> int:
+    """What flat tables that answer the same lookups would take more than these nodes: one for each
+    node that models read. A node that none reads takes bytes and would have no flat table."""
+    flat_bytes = sum(stats.flat_bytes for stats in nodes if stats.num_versions)
+    return max(0, flat_bytes - sum(stats.size_bytes for stats in nodes))
 
 
 def rows_by_order(stats: DomainStats) -> tuple[int, int, int]:

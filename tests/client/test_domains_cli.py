@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,7 +23,9 @@ from hmi.admin.v1 import (
     tenant_pb2,
     tenant_pb2_grpc,
 )
+from hmi.cli.domain_views import saved_bytes
 from hmi.cli.main import run, spread
+from hmi.client.domain_resources import DomainStats
 from services.common.errors import NotFound
 from services.common.ngram_counts import NgramCounts
 from tests.gateway.blobs import lora_blob, sha256
@@ -230,6 +233,15 @@ def test_the_tree_shows_rows_bytes_hits_and_savings(
     assert tree["saved_bytes"] == (0 + 1 + 2 + 1) * MIB
     assert tree["nodes"][2]["hit_rates"]["bigram"] == 0.5
     assert [one["domain"]["path"] for one in tree["nodes"]] == list(PATHS)
+
+
+def test_only_flat_tables_that_models_would_read_are_saved() -> None:
+    root, news, sport, reviews = (DomainStats.from_pb(stats(path)) for path in PATHS)
+    unread = [replace(one, num_versions=0) for one in (root, news)]
+    # Two flat tables, of three nodes and of two, instead of four nodes of 1 MiB.
+    assert saved_bytes([*unread, sport, reviews]) == (3 + 2 - 4) * MIB
+    assert saved_bytes([unread[0], replace(reviews, flat_bytes=2 * MIB)]) == 0
+    assert saved_bytes(unread) == saved_bytes([]) == 0
 
 
 def test_the_tree_is_drawn_as_a_picture(
