@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter as Exact
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,8 @@ import pytest
 
 from hmi.knowledge.v1 import domain_pb2
 from services.common import ngrams
-from services.executor.observe import Counter, Shipper
+from services.executor.observe import Counter, Shipper, shipping
+from services.executor.observe.counter import Counts, Group
 from tests.executor.scripted_store import scripted_store
 from tests.executor.test_observe import exact_counts, part
 
@@ -154,3 +156,24 @@ async def test_counts_that_cannot_be_sent_do_not_hold_up_those_after_them(
     # The block may end before the answer comes: then it is sent again, under its number.
     assert len({request.sequence for request in store.observed}) == 1
     assert summed(store.observed[:1]) == exact_counts([[2]])
+
+
+async def test_messages_are_made_beside_the_event_loop(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def seen(group: Group, counted: Counts) -> domain_pb2.TenantCounts:
+        threads.append(threading.current_thread())
+        return made(group, counted)
+
+    made = shipping._to_pb
+    monkeypatch.setattr(shipping, "_to_pb", seen)
+    counter.observe(part([("news", "acme", [1, 2])]))
+    async with (
+        scripted_store() as (store, stub),
+        Shipper(counter, stub, "executor-1", interval_s=0.05).held(),
+    ):
+        await store.wait_for(lambda: store.observed)
+    assert threads
+    assert threading.current_thread() not in threads

@@ -34,6 +34,7 @@ OPERATIONS: dict[str, Callable[[Database], Awaitable[Any]]] = {
     "changes": lambda database: database.changes_after(0, limit=1),
     "wait": lambda database: database.wait_for_change(0, timeout_s=0.01),
     "change": lambda database: database.change(nothing),
+    "read": lambda database: database.read(nothing),
 }
 
 
@@ -53,3 +54,33 @@ async def test_a_cancelled_caller_ends_whenever_it_is_cancelled(
         task.cancel()
         await asyncio.wait([task], timeout=5)
         assert task.cancelled()
+
+
+async def test_reading_waits_for_no_change(database: Database) -> None:
+    async with database.unchanging():
+        assert await database.read(lambda transaction: transaction.sums(["none"])) == [0]
+
+
+@pytest.mark.parametrize("num_changes", [1, 2, 100])
+async def test_what_is_read_is_of_one_revision(database: Database, num_changes: int) -> None:
+    left = num_changes
+
+    async def write(transaction: Transaction) -> None:
+        for name in ("a", "b"):
+            transaction.put_record("hmi:test", name, str(left).encode())
+
+    async def read(transaction: Transaction) -> tuple[bytes | None, bytes | None]:
+        nonlocal left
+        first = await transaction.record("hmi:test", "a")
+        # In its turn it holds up changes: only beside it one can come between.
+        if left and not database._changing.locked():
+            left -= 1
+            await database.change(write)
+        second = await transaction.record("hmi:test", "b")
+        if first != second:
+            raise ValueError("no state at all")
+        return first, second
+
+    await database.change(write)
+    first, second = await database.read(read)
+    assert first == second

@@ -190,3 +190,19 @@ def test_a_count_ahead_of_its_clock_weighs_what_it_did() -> None:
     assert held.clock("hminilm", "news") == 500.0
     held.renew("hminilm", "news", born=1, clock=400.0)
     assert held.clock("hminilm", "news") == 500.0
+
+
+def test_nobody_waits_while_sketches_are_decayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = frequencies()
+    held.observe("e1", 1, 1, [seen({5: 8})])
+    decayed = Sketch.decayed
+
+    def checked(sketch: Sketch, factor: float) -> Sketch:
+        assert not held._lock.locked()
+        return decayed(sketch, factor)
+
+    monkeypatch.setattr(Sketch, "decayed", checked)
+    assert weights(held) == {5: 8.0}
+    with held._lock:
+        assert held.clock("hminilm", "news") == 8.0
+        assert held.lookups("hminilm", "news")[0] == 8

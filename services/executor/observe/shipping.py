@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -65,6 +66,7 @@ class Shipper:
         self._interval_s = interval_s
         self._end_s = end_s
         self._epoch = secrets.randbits(63)
+        self._packing = threading.Lock()
         self._sequence = 0
         self._unanswered: deque[pb.ObserveRequest] = deque()
 
@@ -109,16 +111,22 @@ class Shipper:
     async def _ship(self) -> None:
         """Send what no answer came to yet, then what was counted since."""
         await self._flush()
-        for piece in _pieces(self._counter.take()):
-            self._sequence += 1
-            request = pb.ObserveRequest(
-                executor_id=self._executor_id,
-                epoch=self._epoch,
-                sequence=self._sequence,
-                counts=piece,
-            )
-            self._unanswered.append(request)
+        await asyncio.to_thread(self._pack)
         await self._flush()
+
+    def _pack(self) -> None:
+        """Put what was counted into messages."""
+        # Whoever is cancelled while he waits for this leaves it running: who packs next waits.
+        with self._packing:
+            for piece in _pieces(self._counter.take()):
+                self._sequence += 1
+                request = pb.ObserveRequest(
+                    executor_id=self._executor_id,
+                    epoch=self._epoch,
+                    sequence=self._sequence,
+                    counts=piece,
+                )
+                self._unanswered.append(request)
 
     async def _flush(self) -> None:
         while self._unanswered:

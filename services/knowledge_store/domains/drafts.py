@@ -6,6 +6,7 @@ nothing holds, and they are collected.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ class Drafting:
         nodes: list[NodeUpdate] = []
         work: list[WorkRecord] = []
         for goal in goals:
-            parts = await self._parts(base, goal)
+            parts = await asyncio.to_thread(self._parts, base, goal)
             if not any(part.is_change for part in parts):
                 continue
             own = await self._work(base, goal, update_id, parts)
@@ -103,7 +104,7 @@ class Drafting:
         )  # fmt: skip
         return Draft(update, tuple(work))
 
-    async def _parts(self, base: rpb.Base, goal: Goal) -> list[_Part]:
+    def _parts(self, base: rpb.Base, goal: Goal) -> list[_Part]:
         orders, orders_now = order_of(goal.keys), order_of(goal.keys_now)
         parts = []
         for order in range(1, MAX_ORDER + 1):
@@ -164,7 +165,7 @@ class Drafting:
             removals=tuple(removals),
             work_ids=tuple(piece.work_id for piece in work),
             keys_sha256=await self._key_blobs.write_keys(goal.keys),
-            num_entries=num_by_order(goal.keys),
+            num_entries=await asyncio.to_thread(num_by_order, goal.keys),
             is_repair=bool(goal.damaged),
         )
 

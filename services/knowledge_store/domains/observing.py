@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class Observing:
         async def read(transaction: Transaction) -> tuple[list[rpb.Domain], dict[str, bytes]]:
             return await transaction.all(DOMAINS), await transaction.records(DOMAIN_TABLES)
 
-        nodes, tables = await self._database.change(read)
+        nodes, tables = await self._database.read(read)
         for node in nodes:
             data = tables.get(domain_name(node.base, node.path))
             corpora = Table.model_validate_json(data).corpora if data is not None else ()
@@ -89,7 +90,7 @@ class Observing:
 
         if not domains:
             return
-        there, kept = await self._database.change(read)
+        there, kept = await self._database.read(read)
 
         def forget() -> None:
             for base, path in domains - there:
@@ -115,39 +116,25 @@ class Observing:
             raise InvalidArgument("counts", f"at most {_MAX_KEYS} keys a message")
         for position, counts in enumerate(request.counts):
             _check(f"counts[{position}]", counts)
-        observations = await self._database.change(lambda t: self._known(t, request.counts))
-        is_new = await asyncio.to_thread(
-            self._frequencies.observe,
-            request.executor_id, request.epoch, request.sequence, observations,
-        )  # fmt: skip
-        if is_new:
+        owners = await self._database.read(lambda t: _owners(t, request.counts))
+
+        def observe() -> bool:
+            known = zip(request.counts, owners, strict=True)
+            observations = [self._observation(counts, of) for counts, of in known if of is not None]
+            return self._frequencies.observe(
+                request.executor_id, request.epoch, request.sequence, observations
+            )
+
+        if await asyncio.to_thread(observe):
             metrics.domain_observations_total.inc()
 
-    async def _known(
-        self, transaction: Transaction, wanted: Sequence[pb.TenantCounts]
-    ) -> list[Observation]:
-        await transaction.load(DOMAINS, {domain_name(c.base, c.path) for c in wanted})
-        await transaction.load(TENANTS, {counts.tenant for counts in wanted})
-        bases = {counts.base for counts in wanted}
-        roots = {base: await get_table(transaction, base, "") for base in bases}
-        observations = []
-        for counts in wanted:
-            node = await transaction.get(DOMAINS, domain_name(counts.base, counts.path))
-            tenant = await transaction.get(TENANTS, counts.tenant)
-            if node is None or tenant is None or node.tenant not in ("", tenant.name):
-                continue
-            vocab_size = roots[counts.base].vocab_size
-            observations.append(self._observation(counts, node, tenant, vocab_size))
-        return observations
-
-    def _observation(
-        self, counts: pb.TenantCounts, node: rpb.Domain, tenant: rpb.Tenant, vocab_size: int
-    ) -> Observation:
+    def _observation(self, counts: pb.TenantCounts, owner: _Owner) -> Observation:
+        node, tenant = owner.node, owner.tenant
         keys = np.array(counts.keys, np.uint64).astype(np.int64)
         numbers = np.minimum(np.array(counts.counts, np.float64), counts.num_tokens)
         # A key that the base has no token for could never be materialised.
         is_real = is_key(keys) & (numbers > 0)
-        is_real[is_real] = in_vocabulary(keys[is_real], vocab_size)
+        is_real[is_real] = in_vocabulary(keys[is_real], owner.vocab_size)
         seen = counts.lookups
         lookups = (
             seen.num_tokens, seen.num_trigram, seen.num_bigram, seen.num_unigram,
@@ -164,6 +151,34 @@ class Observing:
             is_counted=node.tenant == tenant.name or tenant.shares_counts,
             born=born(node),
         )
+
+
+@dataclass(frozen=True)
+class _Owner:
+    """Whose counts some are: the domain, the tenant, and how many tokens the base has."""
+
+    node: rpb.Domain
+    tenant: rpb.Tenant
+    vocab_size: int
+
+
+async def _owners(
+    transaction: Transaction, wanted: Sequence[pb.TenantCounts]
+) -> list[_Owner | None]:
+    """Of each of the counts; None where domain or tenant is gone, or the tenant may not see it."""
+    await transaction.load(DOMAINS, {domain_name(c.base, c.path) for c in wanted})
+    await transaction.load(TENANTS, {counts.tenant for counts in wanted})
+    bases = {counts.base for counts in wanted}
+    roots = {base: await get_table(transaction, base, "") for base in bases}
+    owners: list[_Owner | None] = []
+    for counts in wanted:
+        node = await transaction.get(DOMAINS, domain_name(counts.base, counts.path))
+        tenant = await transaction.get(TENANTS, counts.tenant)
+        if node is None or tenant is None or node.tenant not in ("", tenant.name):
+            owners.append(None)
+        else:
+            owners.append(_Owner(node, tenant, roots[counts.base].vocab_size))
+    return owners
 
 
 def _check(field: str, counts: pb.TenantCounts) -> None:

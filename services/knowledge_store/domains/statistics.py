@@ -5,7 +5,8 @@ Knows where each number comes from; changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,7 +21,7 @@ from services.knowledge_store.domains.sources import counted_tokens
 from services.knowledge_store.domains.tables import Tree
 from services.knowledge_store.frequency import Frequencies
 from services.knowledge_store.metadata.database import Database
-from services.knowledge_store.metadata.kinds import VERSIONS, versions_of_domain
+from services.knowledge_store.metadata.kinds import version_bytes_of_domain, versions_of_domain
 from services.knowledge_store.metadata.transaction import Transaction
 
 _KEY_BYTES = 8
@@ -53,17 +54,23 @@ class Statistics:
             FailedPrecondition: It is not split.
         """
 
-        async def read(transaction: Transaction) -> list[dpb.DomainStats]:
+        async def read(transaction: Transaction) -> tuple[Tree, list[int], list[int]]:
             tree = await Tree.load(transaction, base_name)
-            counted = self._counted(tree)
-            stats = []
-            for node in tree.nodes.values():
-                one = self._node(tree, node, counted)
-                one.num_versions, one.version_bytes = await _versions(transaction, node)
-                stats.append(one)
-            return stats
+            nums = [await transaction.count(versions_of_domain(base_name, p)) for p in tree.nodes]
+            sizes = [version_bytes_of_domain(base_name, path) for path in tree.nodes]
+            return tree, nums, await transaction.sums(sizes)
 
-        return await self._database.change(read)
+        tree, nums, sizes = await self._database.read(read)
+        return await asyncio.to_thread(self._described, tree, nums, sizes)
+
+    def _described(
+        self, tree: Tree, nums: Sequence[int], sizes: Sequence[int]
+    ) -> list[dpb.DomainStats]:
+        counted = self._counted(tree)
+        stats = [self._node(tree, node, counted) for node in tree.nodes.values()]
+        for one, num_versions, size_bytes in zip(stats, nums, sizes, strict=True):
+            one.num_versions, one.version_bytes = num_versions, size_bytes
+        return stats
 
     def _counted(self, tree: Tree) -> _Counted:
         base = tree.base.name
@@ -92,14 +99,6 @@ class Statistics:
             ),
             commit_time=_timestamp(table),
         )  # fmt: skip
-
-
-async def _versions(transaction: Transaction, node: rpb.Domain) -> tuple[int, int]:
-    """How many versions read a node, and the bytes of their own blobs."""
-    names = await transaction.names(versions_of_domain(node.base, node.path))
-    await transaction.load(VERSIONS, names)
-    versions = [await transaction.get(VERSIONS, name) for name in names]
-    return len(names), sum(version.size_bytes for version in versions if version is not None)
 
 
 def _timestamp(table: Table) -> Timestamp | None:

@@ -26,7 +26,14 @@ from services.knowledge_store.domains.records import (
     put_table,
     put_update,
 )
-from services.knowledge_store.metadata.kinds import BASES, DOMAINS, domain_name, domains_of
+from services.knowledge_store.metadata.kinds import (
+    BASES,
+    DOMAINS,
+    SUMS,
+    domain_name,
+    domains_of,
+    version_bytes_of_domain,
+)
 from services.knowledge_store.metadata.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -207,3 +214,4 @@ async def delete_node(transaction: Transaction, node: rpb.Domain) -> None:
                 put_update(transaction, update.model_copy(update={"nodes": rest}), ())
     transaction.delete(DOMAINS, node)
     put_table(transaction, node.base, node.path, None)
+    transaction.put_record(SUMS, version_bytes_of_domain(node.base, node.path), None)

@@ -16,12 +16,13 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import add
 
 from services.knowledge_store.frequency.sketch import Sketch
 from services.knowledge_store.tree.sorted_keys import FloatArray, IntArray
 
 _MAX_EPOCHS = 4_096
-NUM_LOOKUP_KINDS = 5
+_NO_LOOKUPS = (0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Frequencies:
         self._max_keys = max_keys
         self._max_total_keys = max_total_keys
         self._state = state or State()
-        self._lookups: dict[tuple[str, str], list[int]] = {}
+        self._lookups: dict[tuple[str, str], tuple[int, ...]] = {}
         # Decayed tokens of each domain's streams together; what is missing is added up again.
         self._masses: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
@@ -114,11 +115,16 @@ class Frequencies:
     def sketches(self, base: str, half_lives: Mapping[str, float]) -> dict[Stream, Sketch]:
         """A base's sketches, decayed to their domain's clock. `half_lives` is by path."""
         with self._lock:
-            return {
-                stream: self._decayed(stream, half_lives[stream.path])
-                for stream in self._state.sketches
+            held = {
+                stream: (sketch, self._passed(stream, clock))
+                for stream, (sketch, clock) in self._state.sketches.items()
                 if stream.base == base and stream.path in half_lives
             }
+        # Sketches never change: nobody waits for what is done to all their keys.
+        return {
+            stream: sketch.decayed(decay(passed, half_lives[stream.path]))
+            for stream, (sketch, passed) in held.items()
+        }
 
     def tokens(self, base: str, half_lives: Mapping[str, float]) -> dict[str, float]:
         """Decayed tokens of a base's domains' own traffic, by path like `half_lives`."""
@@ -130,14 +136,13 @@ class Frequencies:
             return total
 
     def clock(self, base: str, path: str) -> float:
-        """Tokens that moved a domain's clock so far."""
-        with self._lock:
-            return self._state.clocks.get((base, path), 0.0)
+        """Tokens that moved a domain's clock so far. Waits for nobody."""
+        return self._state.clocks.get((base, path), 0.0)
 
     def lookups(self, base: str, path: str) -> list[int]:
-        """How a domain's lookups ended since the process began; see Observation."""
-        with self._lock:
-            return list(self._lookups.get((base, path), [0] * NUM_LOOKUP_KINDS))
+        """How a domain's lookups ended since the process began, as Observation has them. Waits for
+        nobody."""
+        return list(self._lookups.get((base, path), _NO_LOOKUPS))
 
     def streams(self) -> list[Stream]:
         """The streams that something is kept of."""
@@ -203,9 +208,8 @@ class Frequencies:
         domain = (stream.base, stream.path)
         if self._state.births.setdefault(domain, observation.born) != observation.born:
             return
-        total = self._lookups.setdefault(domain, [0] * NUM_LOOKUP_KINDS)
-        for kind, number in enumerate(observation.lookups):
-            total[kind] += number
+        before = self._lookups.get(domain, _NO_LOOKUPS)
+        self._lookups[domain] = tuple(map(add, before, observation.lookups))
         if not observation.is_counted:
             return
         self._advance(observation)
@@ -236,13 +240,15 @@ class Frequencies:
     def _tokens(self, stream: Stream, half_life_tokens: float) -> float:
         """A stream's decayed tokens."""
         sketch, clock = self._state.sketches.get(stream, (Sketch(), 0.0))
-        passed = self._state.clocks.get((stream.base, stream.path), 0.0) - clock
-        return sketch.num_tokens * decay(passed, half_life_tokens)
+        return sketch.num_tokens * decay(self._passed(stream, clock), half_life_tokens)
 
     def _decayed(self, stream: Stream, half_life_tokens: float) -> Sketch:
         sketch, clock = self._state.sketches.get(stream, (Sketch(), 0.0))
-        passed = self._state.clocks.get((stream.base, stream.path), 0.0) - clock
-        return sketch.decayed(decay(passed, half_life_tokens))
+        return sketch.decayed(decay(self._passed(stream, clock), half_life_tokens))
+
+    def _passed(self, stream: Stream, clock: float) -> float:
+        """Tokens since a domain's clock showed `clock`."""
+        return self._state.clocks.get((stream.base, stream.path), 0.0) - clock
 
     def _bound(self) -> None:
         """Cut the largest sketches to their share until all of them fit."""

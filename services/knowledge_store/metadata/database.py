@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_READ_TRIES = 3
+
 _AWAY = (RedisConnectionError, RedisTimeoutError, WatchError)
 
 
@@ -116,6 +118,15 @@ class Database:
         """
         return await self._uncancelled(self._change(operation))
 
+    async def read(self, operation: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Run `operation`, which writes nothing, beside the changes; it sees one revision.
+
+        Raises:
+            Unavailable: Redis is away.
+            HmiError: What `operation` raises.
+        """
+        return await self._uncancelled(self._read(operation))
+
     @asynccontextmanager
     async def unchanging(self) -> AsyncIterator[None]:
         """No change is made by this store within the block.
@@ -184,6 +195,25 @@ class Database:
         with unavailable_if_away():
             await self._redis.xread({LOG: f"{revision}-0"}, count=1, block=int(block_s * 1_000))
             return int(await self._redis.get(REVISION) or 0)
+
+    async def _read(self, operation: Callable[[Transaction], Awaitable[T]]) -> T:
+        for _ in range(_READ_TRIES):
+            with unavailable_if_away():
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    await pipe.watch(REVISION)
+                    transaction = Transaction(pipe, int(await pipe.get(REVISION) or 0))
+                    # What was read half before a change and half after it may be no state at all,
+                    # and so may be what it raises.
+                    (outcome,) = await asyncio.gather(
+                        operation(transaction), return_exceptions=True
+                    )
+                    if int(await pipe.get(REVISION) or 0) != transaction.revision:
+                        continue
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+                    return outcome
+        # Changes keep coming between.
+        return await self._change(operation)
 
     async def _change(self, operation: Callable[[Transaction], Awaitable[T]]) -> T:
         async with self.unchanging():

@@ -6,6 +6,7 @@ Knows keys and fields; does not know what a change means.
     hmi:log                    stream; the entry REVISION-0 holds that revision's WatchResponse
     hmi:tenants, hmi:keys …    hash a kind: name -> protobuf bytes
     hmi:of:…                   set of the names of what belongs to something, kept with the hashes
+    hmi:sums                   hash: totals over what belongs to something, kept with the hashes
     hmi:last_versions          hash: deleted model -> highest version number it gave out
     hmi:request:…              what a request_id made; expires
     hmi:domain_tables, hmi:domain_updates, hmi:domain_work
@@ -27,6 +28,7 @@ REVISION = "hmi:revision"
 LOG = "hmi:log"
 LOG_FIELD = b"c"
 LAST_VERSIONS = "hmi:last_versions"
+SUMS = "hmi:sums"
 DOMAIN_TABLES = "hmi:domain_tables"
 DOMAIN_UPDATES = "hmi:domain_updates"
 DOMAIN_WORK = "hmi:domain_work"
@@ -45,6 +47,7 @@ class Kind(Generic[M]):
         sets: The sets a resource's name is in as long as the resource is there.
         change: A Change to this state.
         bare: The resource with nothing but what names it.
+        sums: What it adds to which totals as long as it is there; of kinds that never change.
     """
 
     hash_key: str
@@ -53,6 +56,7 @@ class Kind(Generic[M]):
     sets: Callable[[M], list[str]]
     change: Callable[[M], pb.Change]
     bare: Callable[[M], M]
+    sums: Callable[[M], dict[str, int]] = lambda _: {}
 
     def parse(self, data: bytes) -> M:
         """The resource from its bytes."""
@@ -111,11 +115,22 @@ def versions_of_domain(base: str, path: str) -> str:
     return f"hmi:of:domain-versions:{domain_name(base, path)}"
 
 
+def version_bytes_of_domain(base: str, path: str) -> str:
+    """Total of the bytes of the versions that read a domain's tables."""
+    return f"domain-version-bytes:{domain_name(base, path)}"
+
+
 def _version_sets(version: rpb.Version) -> list[str]:
     sets = [versions_of_model(version.tenant, version.model), versions_of_base(version.base)]
     if version.table_version:
         sets.append(versions_of_domain(version.base, version.domain))
     return sets
+
+
+def _version_sums(version: rpb.Version) -> dict[str, int]:
+    if not version.table_version:
+        return {}
+    return {version_bytes_of_domain(version.base, version.domain): version.size_bytes}
 
 
 def _bare_key(key: pb.Key) -> pb.Key:
@@ -172,6 +187,7 @@ VERSIONS = Kind(
     bare=lambda version: rpb.Version(
         tenant=version.tenant, model=version.model, number=version.number
     ),
+    sums=_version_sums,
 )
 MEMBERS = Kind(
     "hmi:members",

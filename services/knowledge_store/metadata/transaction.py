@@ -18,6 +18,7 @@ from services.knowledge_store.metadata.kinds import (
     LOG,
     LOG_FIELD,
     REVISION,
+    SUMS,
     Kind,
 )
 
@@ -85,6 +86,12 @@ class Transaction:
     async def count(self, set_key: str) -> int:
         """Size of a set of `kinds`, as it was at the start."""
         return int(await self._pipe.scard(set_key))
+
+    async def sums(self, names: Iterable[str]) -> list[int]:
+        """Totals of `kinds`, as they were at the start; 0 where nothing was added."""
+        asked = list(names)
+        found = await self._pipe.hmget(SUMS, asked) if asked else []
+        return [int(number or 0) for number in found]
 
     async def last_versions(self, models: Iterable[str]) -> dict[str, int]:
         """Highest version number of each model that was deleted, 0 if none ever was."""
@@ -169,6 +176,8 @@ class Transaction:
                 pipe.hset(kind.hash_key, name, message.SerializeToString())
             for set_key in kind.sets(message):
                 (pipe.srem if is_deleted else pipe.sadd)(set_key, name)
+            for total, number in kind.sums(message).items():
+                pipe.hincrby(SUMS, total, -number if is_deleted else number)
         for (hash_key, name), data in self._records.items():
             if data is None:
                 pipe.hdel(hash_key, name)
