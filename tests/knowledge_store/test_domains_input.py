@@ -217,6 +217,7 @@ async def test_an_unsplit_bases_version_has_no_domain(store: Store) -> None:
 async def test_a_split_that_contradicts_its_files_is_refused(store: Store) -> None:
     for split in (
         {"form": rpb.FORM_UNSPECIFIED},
+        {"layer": 0},
         {"unsplit_digest": sha256(b"x")},
         {"layer": 4},
         {"encoder_sha256": sha256(b"x")},

@@ -136,5 +136,5 @@ def _check_split(base: rpb.Base) -> None:
     check_sha256("base.tokenizer_digest", base.tokenizer_digest)
     if not base.hidden_size:
         raise InvalidArgument("base.hidden_size", "must be more than 0")
-    if not 0 <= split.layer < max(1, base.num_layers):
-        raise InvalidArgument("base.split.layer", f"must be below {base.num_layers}")
+    if not 1 <= split.layer < base.num_layers:
+        raise InvalidArgument("base.split.layer", f"must be 1 to {base.num_layers - 1}")
