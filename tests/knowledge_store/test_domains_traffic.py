@@ -164,7 +164,8 @@ async def test_malformed_counts_are_refused(store: Store) -> None:
 async def test_counts_of_nobody_nowhere_or_of_impossible_ngrams_are_left_out(
     store: Store,
 ) -> None:
-    await add_split_base(store)
+    base = await add_split_base(store)
+    await do_all_work(store, base)
     await share(store, "a", "b")
     await create_domain(store, "a", tenant="a", alpha=1.0)
     impossible = {0: 5, key(1, 0, 0): 5, key(1, VOCAB + 1, 0): 5, (1 << 64) - 1: 5}
