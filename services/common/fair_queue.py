@@ -54,9 +54,13 @@ _FORGET_EVERY = 1024
 
 @dataclass(slots=True)
 class _Lane(Generic[T]):
-    """A tenant's items in one pool: higher priority first, then older first."""
+    """A tenant's items in one pool: higher priority first, then older first.
 
-    heap: list[tuple[int, int, T]] = field(default_factory=list)
+    An entry is (-priority, item id, number of the push, item). It is dead once its item has left,
+    be it to another pool or to come back by another push.
+    """
+
+    heap: list[tuple[int, int, int, T]] = field(default_factory=list)
     num_dead: int = 0
 
 
@@ -81,6 +85,7 @@ class FairQueue(Generic[T]):
         self._held_back: dict[str, list[_Account[T]]] = {}
         self._weights: Counter[float] = Counter()  # of the tenants that wait
         self._live: dict[int, T] = {}
+        self._push_of: dict[int, int] = {}  # of what is live
         self._charged: set[int] = set()
         self._level = 0.0
         self._levels: dict[str, float] = {}  # of pools, since they hold items
@@ -125,11 +130,12 @@ class FairQueue(Generic[T]):
         self._weigh(account, item.weight)
         account.num_items += 1
         self._live[item.item_id] = item
+        self._push_of[item.item_id] = self._num_pushes
         pool = item.pool
         lane = account.lanes.get(pool)
         if lane is None:
             lane = account.lanes[pool] = _Lane()
-        heappush(lane.heap, (-item.priority, item.item_id, item))
+        heappush(lane.heap, (-item.priority, item.item_id, self._num_pushes, item))
         if pool not in account.in_pools:
             account.in_pools.add(pool)
             self._enter(pool, account)
@@ -146,7 +152,7 @@ class FairQueue(Generic[T]):
         item is next.
         """
         best: _Account[T] | None = None
-        first: tuple[int, int, T] | None = None
+        first: tuple[int, int, int, T] | None = None
         for pool in pools:
             account = self._head(pool)
             if account is None:
@@ -160,7 +166,7 @@ class FairQueue(Generic[T]):
                 is_next = account.service == best.service and entry[1] < first[1]
             if is_next:
                 best, first = account, entry
-        return None if first is None else first[2]
+        return None if first is None else first[3]
 
     def hold_back(self, item: T) -> None:
         """Pass over the tenant of a pool's first item, in that pool, until `resume`."""
@@ -194,6 +200,7 @@ class FairQueue(Generic[T]):
         """Remove an item without serving it; whether it was there."""
         if self._live.pop(item.item_id, None) is None:
             return False
+        del self._push_of[item.item_id]
         if not keep_charged:
             self._charged.discard(item.item_id)
         account = self._accounts[item.tenant]
@@ -208,11 +215,12 @@ class FairQueue(Generic[T]):
     def _prune(self, lane: _Lane[T]) -> None:
         """Drop removed items from the front; from everywhere once they are the most."""
         heap = lane.heap
-        while heap and heap[0][1] not in self._live:
+        push_of = self._push_of
+        while heap and push_of.get(heap[0][1]) != heap[0][2]:
             heappop(heap)
             lane.num_dead -= 1
         if lane.num_dead > len(heap) // 2 + 16:
-            lane.heap = [entry for entry in heap if entry[1] in self._live]
+            lane.heap = [entry for entry in heap if push_of.get(entry[1]) == entry[2]]
             heapify(lane.heap)
             lane.num_dead = 0
 
