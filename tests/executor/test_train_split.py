@@ -12,14 +12,18 @@ import safetensors.torch
 import torch
 import transformers
 
+from hmi.pack import pack
 from services.common import ngrams
+from services.common.adapter_format import admit
+from services.common.adapter_format.split import check_above_split
+from services.common.base_config import BaseConfig
 from services.common.errors import InvalidArgument
 from services.common.local_encoder_format import FILE_NAME, Form
 from services.executor.construct.local_file import load_local, save_local
 from services.executor.construct.student import start
 from services.executor.models.encoder import load_base
 from services.executor.models.segments import Segments
-from services.executor.train import TrainOptions
+from services.executor.train import Adapter, TrainOptions
 from services.executor.train.looked_up import LookedUp, RowCache, look_up
 from services.executor.train.run import train
 from tests.executor.training import tiny_base, topics
@@ -43,7 +47,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return directory
 
 
-def train_on(base: Path, tmp_path: Path, **others: Any) -> TrainOptions:
+def train_on(base: Path, tmp_path: Path, *, learns: bool = True, **others: Any) -> TrainOptions:
     options = TrainOptions(
         data=topics(tmp_path / "data.csv"),
         base_dir=base,
@@ -56,7 +60,9 @@ def train_on(base: Path, tmp_path: Path, **others: Any) -> TrainOptions:
         **others,
     )
     report = train(options)
-    if base.name.startswith("bert"):  # the others' random bases are too small to learn from
+    if learns and base.name.startswith(
+        "bert"
+    ):  # the others' random bases are too small to learn from
         assert report.metrics["accuracy"] > 0.9
     return options
 
@@ -69,6 +75,19 @@ def test_an_adapter_is_learnt_on_the_layers_above_the_split_alone(
     names = safetensors.torch.load_file(out / "adapter_model.safetensors")
     adapted = {name.split("layer.")[1][0] for name in names if "lora_" in name}
     assert adapted == {"1"}
+
+
+@pytest.mark.parametrize("adapter", list(Adapter))
+def test_what_was_trained_is_admitted_on_the_split_base(
+    base: Path, tmp_path: Path, adapter: Adapter, recwarn: pytest.WarningsRecorder
+) -> None:
+    options = train_on(base, tmp_path, adapter=adapter, learns=False)
+    config = BaseConfig.from_file(base / "config.json")
+    version = admit(pack(options.out), config)
+    check_above_split(version, 1, config.num_layers)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    peft.PeftModel.from_pretrained(model, options.out)
+    assert not [str(w.message) for w in recwarn if "missing adapter keys" in str(w.message)]
 
 
 @pytest.mark.parametrize("form", list(Form))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,16 @@ class Trainee:
         self.with_types = config.type_vocab_size > 1
         self.pad_id = config.pad_token_id
         model, missing = self._load(options.base_dir)
+        self._layers = range(config.num_layers)
         if options.local_encoder is not None:
-            look_up(
+            split = look_up(
                 model.get_submodule(str(model.base_model_prefix)),
                 options.base_dir,
                 options.local_encoder,
                 device=device,
                 seed=options.seed,
             )
+            self._layers = self._layers[split:]
         adapter = self._adapter_config(options, has_pooler=_POOLER not in missing)
         try:
             self.model: Any = peft.get_peft_model(model, adapter)
@@ -193,6 +196,8 @@ class Trainee:
         (out / "adapter_model.safetensors").write_bytes(blob)
         config = self.model.peft_config["default"]
         config.inference_mode = True  # as PEFT writes it: loading is for prediction by default
+        if self._layers.start:
+            _restrict(config, self._layers, tensors)
         # Sets, and names that PEFT adds twice: sorted, so that equal runs write equal bytes.
         config.target_modules = sorted(config.target_modules)
         config.modules_to_save = sorted(set(config.modules_to_save))
@@ -200,6 +205,23 @@ class Trainee:
             config.feedforward_modules = sorted(config.feedforward_modules)
         config.save_pretrained(out)
         (out / "hmi.json").write_text(json.dumps(hmi, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _restrict(config: Any, layers: range, tensors: Mapping[str, Tensor]) -> None:
+    """Say in a PEFT configuration that only these layers are adapted, whatever the base has."""
+    if config.peft_type != peft.PeftType.IA3:
+        config.layers_to_transform = list(layers)
+        return
+    # IA3 knows no layers: its targets are named in full.
+    ending = ".ia3_l"
+    adapted = {
+        name.removeprefix("base_model.model.").removesuffix(ending)
+        for name in tensors
+        if name.endswith(ending)
+    }
+    inward = tuple(f".{name}" for name in config.feedforward_modules)
+    config.target_modules = adapted
+    config.feedforward_modules = {name for name in adapted if name.endswith(inward)}
 
 
 def _part(name: str, prefix: str) -> str:
