@@ -129,7 +129,8 @@ class Child:
         """One life of the process: its exit status."""
         with self.spec.log_path.open("ab", buffering=0) as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "hmi._child", str(os.getpid()), self.spec.module],
+                # -P: a directory that has a `services` of its own may be the current one.
+                [sys.executable, "-P", "-m", "hmi._child", str(os.getpid()), self.spec.module],
                 env=dict(self.spec.env),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

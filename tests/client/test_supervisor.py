@@ -66,6 +66,16 @@ def child_of(tmp_path: Path, events: list[str]) -> Iterator[Callable[[str], Chil
         child.stop(0.0)
 
 
+def test_packages_of_the_current_directory_are_not_taken_for_ours(
+    child_of: Callable[[str], Child], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "monorepo"
+    (elsewhere / "hmi").mkdir(parents=True)
+    (elsewhere / "hmi" / "__init__.py").write_text("raise SystemExit('not ours')\n")
+    monkeypatch.chdir(elsewhere)
+    child_of(SERVING).wait_ready(10)
+
+
 @pytest.mark.parametrize("code", [SERVING, CLINGING], ids=["plain", "with a child of its own"])
 def test_killed_process_is_started_again(
     child_of: Callable[[str], Child], events: list[str], code: str
