@@ -223,14 +223,15 @@ def write_local(path: Path, base: Encoder, form: Form, seed: int, digest: str) -
 
 
 def write_bases(
-    directory: Path, form: Form = Form.CENTRE
+    directory: Path, form: Form = Form.CENTRE, *, seed: int = 0
 ) -> tuple[resources_pb2.Base, resources_pb2.Base]:
     """The base and the split base in directories named after them; they share all but two files.
+    The same files twice are no two bases to a store: another seed makes others.
 
     The split base's root begins with the n-grams of eight random texts.
     """
     for name in ("minilm", "hminilm"):
-        tiny.write_base(directory / name)
+        tiny.write_base(directory / name, seed)
     unsplit = _base(directory / "minilm", "minilm")
     base = load_base(directory / "minilm", dtype=torch.float32, device="cpu")
     own = directory / "hminilm"

@@ -24,7 +24,7 @@ SLACK_BYTES = 64 << 10
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sharing")
-    write_bases(directory)
+    write_bases(directory, seed=1)
     return directory / "hminilm"
 
 
