@@ -1,26 +1,29 @@
 """A load generator in a process of its own: closed loop at saturation, or open loop at a rate.
 
 Sends prepared bytes and parses no answer, so that its own CPU time, which the machine's servers
-lack, is small; it says how much it was. Run as `python -m benchmarks.load '{…LoadSpec…}'`; prints a
-LoadReport as JSON.
+lack, is small; it says how much it was. `python -m benchmarks.load` reads a LoadSpec as a line of
+JSON and prints a LoadReport as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import grpc.aio
 import uvloop
 
 from hmi.inference.v1 import inference_pb2 as pb
+
+Request = tuple[bytes, list[tuple[str, str]]]  # a serialized message and its metadata
 
 _SERVICE = "/hmi.inference.v1.InferenceService"
 
@@ -30,6 +33,8 @@ class LoadSpec:
     """What to send.
 
     Attributes:
+        models: Asked at random. `TENANT/MODEL` is asked for that tenant, by an admin's key.
+        zipf: A model's share falls as its place among `models` to this power; 0 is as often each.
         mode: `predict` or `stream` (closed loop), or `arrivals` (open loop of Predict calls).
         concurrency: Calls, or stream items, in flight (closed loop).
         rate: Requests a second (open loop); `cv` is the coefficient of variation of the Gamma gaps.
@@ -48,10 +53,16 @@ class LoadSpec:
     rate: float = 0.0
     cv: float = 1.0
     seed: int = 0
+    zipf: float = 0.0
 
-    def metadata(self) -> list[tuple[str, str]]:
+    def metadata(self, tenant: str = "") -> list[tuple[str, str]]:
+        tenant = tenant or self.tenant
         entries = [("authorization", f"Bearer {self.key}")]
-        return [*entries, ("x-hmi-tenant", self.tenant)] if self.tenant else entries
+        return [*entries, ("x-hmi-tenant", tenant)] if tenant else entries
+
+    def shares(self) -> list[float]:
+        """How often each model is asked, relative to the first."""
+        return [place**-self.zipf for place in range(1, len(self.models) + 1)]
 
 
 @dataclass
@@ -95,9 +106,13 @@ class RunningLoad:
 
 def start_load(spec: LoadSpec) -> RunningLoad:
     """Begin to generate load from another process."""
-    command = [sys.executable, "-m", "benchmarks.load", json.dumps(dataclasses.asdict(spec))]
+    command = [sys.executable, "-m", "benchmarks.load"]
     pipe = subprocess.PIPE
-    return RunningLoad(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(dataclasses.asdict(spec)) + "\n")
+    process.stdin.flush()
+    return RunningLoad(process)
 
 
 class _Generator:
@@ -114,14 +129,17 @@ class _Generator:
     def is_over(self) -> bool:
         return time.perf_counter() >= self._end
 
-    def bodies(self, num: int) -> list[bytes]:
+    def requests(self) -> list[Request]:
         """Serialized Predict requests, to be sent in turn."""
         spec, rng = self._spec, self._rng
-        inputs = [(rng.choice(spec.models), rng.choice(spec.texts)) for _ in range(num)]
-        return [
-            pb.PredictRequest(model=m, inputs=[pb.TextInput(text=t)]).SerializeToString()
-            for m, t in inputs
-        ]
+        models = rng.choices(spec.models, spec.shares(), k=max(512, 4 * len(spec.models)))
+        made: list[Request] = []
+        for name in models:
+            tenant, _, model = name.rpartition("/")
+            inputs = [pb.TextInput(text=rng.choice(spec.texts))]
+            body = pb.PredictRequest(model=model, inputs=inputs).SerializeToString()
+            made.append((body, spec.metadata(tenant)))
+        return made
 
     def count(self, sent: float) -> None:
         """An answer came to what was (to be) sent at this time."""
@@ -132,19 +150,18 @@ class _Generator:
 
     async def predict(self, channel: grpc.aio.Channel) -> None:
         call = channel.unary_unary(f"{_SERVICE}/Predict")
-        bodies = self.bodies(512)
-        metadata = self._spec.metadata()
+        requests = itertools.cycle(self.requests())
 
-        async def worker(index: int) -> None:
+        async def worker() -> None:
             while not self.is_over:
-                index = (index + 1) % len(bodies)
-                sent = time.perf_counter()
-                await self._ask(call, bodies[index], metadata, sent)
+                await self._ask(call, next(requests), time.perf_counter())
 
-        await asyncio.gather(*(worker(7 * i) for i in range(self._spec.concurrency)))
+        await asyncio.gather(*(worker() for _ in range(self._spec.concurrency)))
 
-    async def _ask(self, call: grpc.aio.UnaryUnaryMultiCallable, body: bytes,
-                   metadata: Sequence[tuple[str, str]], sent: float) -> None:  # fmt: skip
+    async def _ask(
+        self, call: grpc.aio.UnaryUnaryMultiCallable, request: Request, sent: float
+    ) -> None:
+        body, metadata = request
         try:
             await call(body, metadata=metadata)
         except grpc.aio.AioRpcError:
@@ -156,15 +173,14 @@ class _Generator:
         """Gamma arrivals; latency counts from the intended time, whatever came between."""
         spec, rng = self._spec, self._rng
         call = channel.unary_unary(f"{_SERVICE}/Predict")
-        bodies = self.bodies(512)
+        requests = self.requests()
         shape = 1 / spec.cv**2
         intended = time.perf_counter()
         tasks = []
         while intended < self._end:
             intended += rng.gammavariate(shape, 1 / (spec.rate * shape))
             await asyncio.sleep(max(0.0, intended - time.perf_counter()))
-            body = rng.choice(bodies)
-            tasks.append(asyncio.create_task(self._ask(call, body, spec.metadata(), intended)))
+            tasks.append(asyncio.create_task(self._ask(call, rng.choice(requests), intended)))
         await asyncio.gather(*tasks)
 
     async def stream(self, channel: grpc.aio.Channel) -> None:
@@ -213,6 +229,6 @@ async def _main(spec: LoadSpec) -> LoadReport:
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[1])
+    given = json.loads(sys.stdin.readline())
     given["models"], given["texts"] = tuple(given["models"]), tuple(given["texts"])
     print(json.dumps(dataclasses.asdict(uvloop.run(_main(LoadSpec(**given))))))
