@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import Enum
 
 from hmi.admin.v1 import domain_pb2, resources_pb2
-from hmi.client.messages import to_datetime
+from hmi.client.messages import enum_from_pb, to_datetime
 
 
 class Form(Enum):
@@ -22,10 +22,7 @@ class Form(Enum):
 
     @classmethod
     def from_pb(cls, value: resources_pb2.Form.ValueType) -> Form:
-        try:
-            return cls[resources_pb2.Form.Name(value).removeprefix("FORM_")]
-        except (KeyError, ValueError):  # a newer server's
-            return cls.UNSPECIFIED
+        return enum_from_pb(cls, resources_pb2.Form.DESCRIPTOR, value)
 
 
 class MissPolicy(Enum):
@@ -40,10 +37,7 @@ class MissPolicy(Enum):
 
     @classmethod
     def from_pb(cls, value: resources_pb2.MissPolicy.ValueType) -> MissPolicy:
-        try:
-            return cls[resources_pb2.MissPolicy.Name(value).removeprefix("MISS_POLICY_")]
-        except (KeyError, ValueError):  # a newer server's
-            return cls.UNSPECIFIED
+        return enum_from_pb(cls, resources_pb2.MissPolicy.DESCRIPTOR, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +70,7 @@ class UpdateOutcome(Enum):
 
     @classmethod
     def from_pb(cls, value: resources_pb2.UpdateOutcome.ValueType) -> UpdateOutcome:
-        try:
-            return cls[resources_pb2.UpdateOutcome.Name(value).removeprefix("UPDATE_OUTCOME_")]
-        except (KeyError, ValueError):  # a newer server's
-            return cls.UNSPECIFIED
+        return enum_from_pb(cls, resources_pb2.UpdateOutcome.DESCRIPTOR, value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from enum import Enum
 
 from hmi.admin.v1 import resources_pb2, tenant_pb2
 from hmi.client.domain_resources import Split
-from hmi.client.messages import build, to_datetime
+from hmi.client.messages import build, enum_from_pb, to_datetime
 from hmi.errors import HmiError
 
 
@@ -28,10 +28,7 @@ class Role(Enum):
 
     @classmethod
     def from_pb(cls, value: resources_pb2.Role.ValueType) -> Role:
-        try:
-            return cls[resources_pb2.Role.Name(value).removeprefix("ROLE_")]
-        except (KeyError, ValueError):  # a newer server's
-            return cls.UNSPECIFIED
+        return enum_from_pb(cls, resources_pb2.Role.DESCRIPTOR, value)
 
 
 class Task(Enum):
@@ -46,10 +43,7 @@ class Task(Enum):
 
     @classmethod
     def from_pb(cls, value: resources_pb2.Task.ValueType) -> Task:
-        try:
-            return cls[resources_pb2.Task.Name(value).removeprefix("TASK_")]
-        except (KeyError, ValueError):  # a newer server's
-            return cls.UNSPECIFIED
+        return enum_from_pb(cls, resources_pb2.Task.DESCRIPTOR, value)
 
 
 @dataclass(frozen=True, slots=True)
