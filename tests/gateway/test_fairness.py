@@ -175,11 +175,11 @@ async def test_cold_models_of_a_tenant_do_not_hold_back_its_hot_ones(stack: Stac
     cold, hot = (versions(tenant.name, model, 0).digest for model in tenant.models)
     executor = await stack.executor(window=120, resident=[hot], cold={cold})
     waiting = ask(stack, tenant, 100)  # 400 tokens, of which twice the credit may be sent
-    await until(lambda: len(executor.submits) >= 50)
+    await until(lambda: len(executor.submits) == 60)
     hot_ones = Tenant(tenant.name, ("hot",))
     async with asyncio.timeout(5):
         await asyncio.gather(*ask(stack, hot_ones, 20))
-    assert {submit.key.digest for submit in executor.submits[-20:]} == {hot}
+    assert [submit.key.digest for submit in executor.submits] == [cold] * 60 + [hot] * 20
     assert not any(call.done() for call in waiting)
     executor.load(cold)
     await asyncio.gather(*waiting, *ask(stack, hot_ones, 1))
