@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hmi.bases import trained_on
-from hmi.cli.output import note, print_json
+from hmi.cli.domain_options import ROOT
+from hmi.cli.output import note, print_json, size
 from hmi.cli.session import Json
 from hmi.errors import HmiError, InvalidArgument
 from hmi.stack import DEFAULT_BASE
 
 if TYPE_CHECKING:
+    from services.common.errors import HmiError as ServiceError
     from services.executor.train import TrainOptions, TrainReport
+
+_WRITTEN = ("adapter_config.json", "adapter_model.safetensors", "hmi.json")
 
 
 def train(
@@ -50,6 +55,10 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the data at most.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 16,
     learning_rate: Annotated[float | None, typer.Option(help="By default the adapter's.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Longer texts are cut, with a note; by default what the base reads."),
+    ] = None,
     held_out: Annotated[float, typer.Option(help="Share kept for the metrics.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -64,6 +73,7 @@ def train(
     from services.executor.train import Adapter, TrainOptions
     from services.executor.train.data import read_examples
     from services.executor.train.options import Task
+    from services.executor.train.splits import split
 
     base_dir, own_encoder = trained_on(base, base_dir)
     local_encoder = local_encoder or own_encoder
@@ -82,7 +92,7 @@ def train(
             base=base,
             out=out,
             local_encoder=local_encoder,
-            domain=domain,
+            domain=None if domain == ROOT else domain,
             task=None if task is None else Task(task),
             adapter=Adapter(adapter),
             rank=rank,
@@ -90,19 +100,27 @@ def train(
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=learning_rate,
+            max_tokens=max_tokens,
             held_out=held_out,
             seed=seed,
             device=device,
         )
-        read_examples(options.data, options.task)
+        split(read_examples(options.data, options.task), options.held_out, options.seed)
         report = _fit(options, is_quiet=as_json)
     except ServiceError as error:
-        raise HmiError(error.message, reason=error.reason) from error
+        raise _as_users(error) from error
     if as_json:
         print_json(report.to_json())
-        return
-    metrics = ", ".join(f"{name} {value:.3f}" for name, value in report.metrics.items())
-    note(f"{report.out}: {report.task.value}, {metrics} on {report.num_held_out} held-out texts")
+    else:
+        _show(report, options)
+
+
+def _as_users(error: ServiceError) -> HmiError:
+    """The error as this package's, with the option that it is about."""
+    field = getattr(error, "field", None)
+    if field is None:
+        return HmiError(error.message, reason=error.reason)
+    return InvalidArgument(error.message, field=field, reason=error.reason)
 
 
 def _fit(options: TrainOptions, *, is_quiet: bool) -> TrainReport:
@@ -113,3 +131,21 @@ def _fit(options: TrainOptions, *, is_quiet: bool) -> TrainReport:
         return train(options)
     title = options.data.name
     return train(options, ProgressBar(title) if os.isatty(2) else EpochLines(title, note))
+
+
+def _show(report: TrainReport, options: TrainOptions) -> None:
+    from services.executor.train.progress import shown
+
+    if report.epochs < options.epochs:
+        note(
+            f"stopped after epoch {report.epochs} of {options.epochs}: the held-out loss has not "
+            f"fallen for {options.patience} epochs"
+        )
+    note(
+        f"kept epoch {report.best_epoch}: {report.task.value}, {shown(report.metrics)} on "
+        f"{report.num_held_out} held-out texts"
+    )
+    files = sorted(path for path in report.out.iterdir() if path.name in _WRITTEN)
+    listed = ", ".join(f"{path.name} ({size(path.stat().st_size)})" for path in files)
+    note(f"wrote {report.out}: {listed}")
+    note(f"next: hmi models push {shlex.quote(str(report.out))} --name NAME")

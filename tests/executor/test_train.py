@@ -19,7 +19,7 @@ from services.common.adapter_format import admit
 from services.common.base_config import BaseConfig
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.executor.train import Adapter, Precision, TrainOptions, TrainReport
-from services.executor.train.options import Task
+from services.executor.train.options import Epoch, Task
 from services.executor.train.run import train
 from tests.executor.training import WORDS, tiny_base, topics
 
@@ -67,6 +67,12 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.num_steps = 0
+        self.epochs: list[Epoch] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.calls.append("note")
+        self.notes.append(text)
 
     def start(self, num_steps: int) -> None:
         self.calls.append("start")
@@ -75,8 +81,9 @@ class Recorder:
     def step(self, loss: float) -> None:
         self.calls.append("step")
 
-    def epoch(self, number: int, metrics: dict[str, float]) -> None:
-        self.calls.append(f"epoch {number}")
+    def epoch(self, done: Epoch) -> None:
+        self.calls.append(f"epoch {done.number}")
+        self.epochs.append(done)
 
     def finish(self) -> None:
         self.calls.append("finish")
@@ -259,14 +266,37 @@ def test_training_stops_early_keeps_the_best_epoch_and_finishes_the_bar(
     assert recorder.calls[0] == "start"
     assert recorder.calls[-2:] == [f"epoch {report.epochs}", "finish"]
     assert recorder.calls.count("step") == report.epochs * 6
+    assert {one.num_epochs for one in recorder.epochs} == {50}
+    [*_, best] = [one for one in recorder.epochs if one.is_best]
+    assert (best.number, best.metrics) == (report.best_epoch, report.metrics)
+    assert best.held_out_loss == min(one.held_out_loss for one in recorder.epochs)
 
 
-def test_long_texts_are_cut_at_the_base_s_limit_and_counted(
+@pytest.mark.parametrize(("max_tokens", "read"), [(None, 63), (1000, 63), (32, 32)])
+def test_longer_texts_than_are_read_are_cut_counted_and_named_before_training(
+    bases: dict[str, Path], tmp_path: Path, max_tokens: int | None, read: int
+) -> None:
+    data = topics(tmp_path / "d.csv", 20)
+    data.write_text(data.read_text() + "\n" + ("soup " * 100 + ",food\n") * 7)
+    recorder = Recorder()
+    report = train(options(bases["roberta"], data, epochs=1, max_tokens=max_tokens), recorder)
+    assert (report.num_truncated, report.max_tokens) == (7, read)
+    assert tuple(recorder.notes) == report.notes
+    assert recorder.calls[:2] == ["note", "start"]
+    [note] = report.notes
+    assert f"7 texts have more than {read} tokens" in note
+    assert "d.csv:22, d.csv:23, d.csv:24, d.csv:25, d.csv:26 and 2 more" in note
+    assert "refuses a text of more than 63 tokens" in note
+
+
+def test_labels_that_the_metrics_leave_out_are_named(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
     data = topics(tmp_path / "d.csv", 20)
-    data.write_text(data.read_text() + "\n" + "soup " * 100 + ",food\n")
-    assert train(options(bases["roberta"], data, epochs=1)).num_truncated == 1
+    data.write_text(data.read_text() + "\nthe league is good,rare\n")
+    report = train(options(bases["bert"], data, epochs=1))
+    [note] = report.notes
+    assert note.startswith("no held-out text has the label 'rare'")
 
 
 def test_bfloat16_learns_as_well(bases: dict[str, Path], tmp_path: Path) -> None:
@@ -280,6 +310,7 @@ def test_a_report_is_json(bases: dict[str, Path], tmp_path: Path) -> None:
     loaded = json.loads(json.dumps(report.to_json()))
     assert loaded["task"] == "sequence_classification"
     assert loaded["out"] == str(report.out)
+    assert loaded["notes"] == []
 
 
 @pytest.mark.parametrize(
@@ -291,6 +322,7 @@ def test_a_report_is_json(bases: dict[str, Path], tmp_path: Path) -> None:
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"max_tokens": 2}, "max_tokens"),
         ({"device": "tpu"}, "device"),
+        ({"domain": "News/Sport"}, "domain"),
         ({"target_modules": ("no_such_layer",)}, "target_modules"),
     ],
 )

@@ -99,6 +99,8 @@ CSV_MISTAKES = [
     (b"text,value\na,nan\n", "d.csv:2: value"),
     (b"text,spans\na,x\n", "d.csv:2: spans"),
     (b"text,label\na,x\nb,x\n", "d.csv"),
+    (b"text,labels\na,\nb,\n", "d.csv"),
+    (b"text,value\na,1.5\nb,1.5\n", "d.csv"),
 ]
 
 
@@ -197,8 +199,16 @@ def test_values_are_held_out_over_their_whole_range(tmp_path: Path) -> None:
     assert {int(e.value) // 10 for e in held_out} == set(range(10))
 
 
-def test_examples_too_few_to_hold_any_out_are_refused(tmp_path: Path) -> None:
-    examples = read_examples(jsonl(tmp_path, *({"text": x, "label": x} for x in "abc")))
-    with pytest.raises(InvalidArgument) as caught:
-        split(examples, 0.2, seed=0)
+@pytest.mark.parametrize(
+    ("rows", "advice"),
+    [
+        ([{"text": x, "label": x} for x in "abc"], "is the column of labels the right one"),
+        ([{"text": str(i), "value": i} for i in range(10)], "11 or more are needed"),
+    ],
+)
+def test_examples_of_which_none_can_be_held_out_are_refused(
+    tmp_path: Path, rows: list[Any], advice: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=advice) as caught:
+        split(read_examples(jsonl(tmp_path, *rows)), 0.2, seed=0)
     assert caught.value.field == "data"

@@ -209,12 +209,19 @@ def _from_json(row: Row, column: str, cell: str) -> Any:
 
 def _labels(path: Path, task: Task, items: tuple[Example, ...]) -> tuple[str, ...]:
     if task is Task.REGRESSION:
+        if len(items) > 1 and len({item.value for item in items}) == 1:
+            raise InvalidArgument(
+                path.name, f"every value is {items[0].value:g}: there is nothing to learn"
+            )
         return ("value",)
     if task is Task.TOKEN_CLASSIFICATION:
         found = {span.label for item in items for span in item.spans}
     else:
         found = {label for item in items for label in item.labels}
-    least = 2 if task is Task.SEQUENCE_CLASSIFICATION else 1
-    if len(found) < least:
-        raise InvalidArgument(path.name, f"holds {len(found)} labels; {least} are needed")
+    if not found:
+        raise InvalidArgument(path.name, "no example has a label: there is nothing to learn")
+    if task is Task.SEQUENCE_CLASSIFICATION and len(found) == 1:
+        raise InvalidArgument(
+            path.name, f"every example has the label {min(found)!r}: a classifier needs two or more"
+        )
     return tuple(sorted(found))

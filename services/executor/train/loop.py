@@ -17,7 +17,7 @@ from services.executor.train import metrics
 from services.executor.train.data import Span
 from services.executor.train.encode import IGNORED, Batch, Encoded, by_length, collate, shuffled
 from services.executor.train.model import Trainee
-from services.executor.train.options import Precision, Progress, Task, TrainOptions
+from services.executor.train.options import Epoch, Precision, Progress, Task, TrainOptions
 from services.executor.train.spans import first_pieces, spans_of
 
 _WARM_UP = 0.1
@@ -91,13 +91,21 @@ class Loop:
         best, best_epoch, epoch = self.evaluate(), 0, 0
         kept = self._weights()
         for epoch in range(1, options.epochs + 1):
-            self._trainee.model.train()
-            for items in shuffled(self._train, options.batch_size, rng):
-                progress.step(self._step(self._collate(items), optimizer))
-                schedule.step()
+            batches = shuffled(self._train, options.batch_size, rng)
+            train_loss = self._pass(batches, optimizer, schedule, progress)
             evaluation = self.evaluate()
-            progress.epoch(epoch, evaluation.metrics)
-            if best_epoch == 0 or evaluation.loss < best.loss:
+            is_best = best_epoch == 0 or evaluation.loss < best.loss
+            progress.epoch(
+                Epoch(
+                    number=epoch,
+                    num_epochs=options.epochs,
+                    train_loss=train_loss,
+                    held_out_loss=evaluation.loss,
+                    metrics=evaluation.metrics,
+                    is_best=is_best,
+                )
+            )
+            if is_best:
                 best, best_epoch, kept = evaluation, epoch, self._weights()
             elif epoch - best_epoch >= options.patience:
                 break
@@ -106,6 +114,23 @@ class Loop:
             self._trainee.rescale(self._mean, self._deviation)
             self._mean, self._deviation = 0.0, 1.0
         return Fit(best, epoch, best_epoch)
+
+    def _pass(
+        self,
+        batches: list[list[Encoded]],
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
+        progress: Progress,
+    ) -> float:
+        """Learns from every batch once; the mean of the texts' losses."""
+        self._trainee.model.train()
+        total = 0.0
+        for items in batches:
+            loss = self._step(self._collate(items), optimizer)
+            schedule.step()
+            total += loss * len(items)
+            progress.step(loss)
+        return total / len(self._train)
 
     def evaluate(self) -> Evaluation:
         """Loss and metrics of the held-out part, dropout off."""

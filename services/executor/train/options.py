@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from services.common.errors import InvalidArgument
+from services.common.ids import check_path
 
 
 class Task(StrEnum):
@@ -67,8 +68,9 @@ class TrainOptions:
     """Texts a step."""
     learning_rate: float | None = None
     """Peak rate of AdamW for adapter and head. None: 2e-3 for LoRA, 1e-2 for IA3."""
-    max_tokens: int = 256
-    """Longer texts are cut (and counted in the report); never above the base's own limit."""
+    max_tokens: int | None = None
+    """Longer texts are cut, and named in the report's notes. None: as many as the base reads, which
+    is what serving takes."""
     held_out: float = 0.2
     """Share of the examples kept for early stopping and metrics, above 0, at most 0.5."""
     seed: int = 0
@@ -82,7 +84,7 @@ class TrainOptions:
         for name in ("rank", "alpha", "epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(name, "must be at least 1")
-        if self.max_tokens < 8:
+        if self.max_tokens is not None and self.max_tokens < 8:
             raise InvalidArgument("max_tokens", "must be at least 8")
         if not 0 < self.held_out <= 0.5:
             raise InvalidArgument("held_out", "must be above 0 and at most 0.5")
@@ -90,6 +92,8 @@ class TrainOptions:
             raise InvalidArgument("learning_rate", "must be above 0")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InvalidArgument("device", f"{self.device!r} is none of auto, cpu, cuda")
+        if self.domain is not None:
+            check_path("domain", self.domain)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -111,21 +115,51 @@ class TrainReport:
     num_train: int
     num_held_out: int
     num_truncated: int
-    """Texts cut at max_tokens."""
+    """Texts cut at `max_tokens`."""
+    max_tokens: int
+    """The tokens of a text that were read."""
+    notes: tuple[str, ...]
+    """What should be known before the metrics are trusted, a sentence each."""
     num_trained_parameters: int
     epochs: int
-    """Epochs run."""
+    """Epochs run; fewer than were asked for if the held-out loss fell no more."""
     best_epoch: int
     """The epoch whose weights were kept, from 1."""
     duration_s: float
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return {**asdict(self), "out": str(self.out), "labels": list(self.labels)}
+        return {
+            **asdict(self),
+            "out": str(self.out),
+            "labels": list(self.labels),
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """How one pass over the training part went. Losses are means over texts."""
+
+    number: int
+    """From 1."""
+    num_epochs: int
+    """How many there are unless training stops early."""
+    train_loss: float
+    """While learning, dropout on."""
+    held_out_loss: float
+    metrics: dict[str, float]
+    """Of the held-out part."""
+    is_best: bool
+    """No earlier epoch's held-out loss was lower: its weights are kept."""
 
 
 class Progress(Protocol):
     """Told how a run goes along."""
+
+    def note(self, text: str) -> None:
+        """A sentence on the data that should be known before it is trained on."""
+        ...
 
     def start(self, num_steps: int) -> None:
         """Training begins; it takes `num_steps` steps unless it stops early."""
@@ -135,8 +169,8 @@ class Progress(Protocol):
         """One step is done with this training loss."""
         ...
 
-    def epoch(self, number: int, metrics: dict[str, float]) -> None:
-        """Epoch `number` (from 1) is done, with these held-out metrics."""
+    def epoch(self, done: Epoch) -> None:
+        """An epoch is done."""
         ...
 
     def finish(self) -> None:

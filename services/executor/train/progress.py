@@ -8,9 +8,14 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from services.executor.train.options import Epoch
+
 
 class NoProgress:
     """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
 
     def start(self, num_steps: int) -> None:
         """Nothing."""
@@ -18,7 +23,7 @@ class NoProgress:
     def step(self, loss: float) -> None:
         """Nothing."""
 
-    def epoch(self, number: int, metrics: dict[str, float]) -> None:
+    def epoch(self, done: Epoch) -> None:
         """Nothing."""
 
     def finish(self) -> None:
@@ -37,14 +42,21 @@ class EpochLines:
         self._title = title
         self._write = write
 
+    def note(self, text: str) -> None:
+        self._write(f"{self._title}: {text}")
+
     def start(self, num_steps: int) -> None:
         """Nothing."""
 
     def step(self, loss: float) -> None:
         """Nothing."""
 
-    def epoch(self, number: int, metrics: dict[str, float]) -> None:
-        self._write(f"{self._title}: epoch {number}: {_shown(metrics)}")
+    def epoch(self, done: Epoch) -> None:
+        best = "; the best so far" if done.is_best else ""
+        self._write(
+            f"{self._title}: epoch {done.number} of {done.num_epochs}: loss {done.train_loss:.3f}; "
+            f"held out: loss {done.held_out_loss:.3f}, {shown(done.metrics)}{best}"
+        )
 
     def finish(self) -> None:
         """Nothing."""
@@ -65,6 +77,9 @@ class ProgressBar:
         self._metrics = ""
         self._task: TaskID | None = None
 
+    def note(self, text: str) -> None:
+        self._bars.console.print(f"{self._title}: {text}", markup=False, highlight=False)
+
     def start(self, num_steps: int) -> None:
         if self._owns_bars:
             self._bars.start()
@@ -74,8 +89,8 @@ class ProgressBar:
         if self._task is not None:
             self._bars.update(self._task, advance=1, status=f"loss {loss:.3f}  {self._metrics}")
 
-    def epoch(self, number: int, metrics: dict[str, float]) -> None:
-        self._metrics = f"epoch {number}: {_shown(metrics)}"
+    def epoch(self, done: Epoch) -> None:
+        self._metrics = f"epoch {done.number} of {done.num_epochs}: {shown(done.metrics)}"
         if self._task is not None:
             self._bars.update(self._task, status=self._metrics)
 
@@ -99,5 +114,6 @@ def bars_on(console: Console) -> Bars:
     )
 
 
-def _shown(metrics: dict[str, float]) -> str:
+def shown(metrics: dict[str, float]) -> str:
+    """Metrics in a line."""
     return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())

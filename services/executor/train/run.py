@@ -8,6 +8,7 @@ import torch
 
 from services.common.base_config import BaseConfig
 from services.common.errors import InvalidArgument
+from services.executor.train.concerns import concerns
 from services.executor.train.data import read_examples
 from services.executor.train.encode import encode, load_tokenizer
 from services.executor.train.loop import Loop
@@ -41,9 +42,20 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
     examples = read_examples(options.data, options.task)
     if options.out.exists() and not options.out.is_dir():
         raise InvalidArgument("out", f"{options.out} is not a directory")
-    tokenizer = load_tokenizer(options.base_dir, min(options.max_tokens, config.max_tokens))
-    encoded = encode(examples, tokenizer)
+    max_tokens = min(options.max_tokens or config.max_tokens, config.max_tokens)
+    encoded = encode(examples, load_tokenizer(options.base_dir, max_tokens))
     train_part, held_out = split(examples, options.held_out, options.seed)
+    truncated = [item.example for item in encoded.values() if item.is_truncated]
+    notes = concerns(
+        examples,
+        train_part,
+        held_out,
+        truncated,
+        max_tokens=max_tokens,
+        served_tokens=config.max_tokens,
+    )
+    for text in notes:
+        progress.note(text)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(options.seed)
         trainee = Trainee(options, config, examples.task, examples.labels, device)
@@ -67,7 +79,9 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
         metrics=fit.evaluation.metrics,
         num_train=len(train_part),
         num_held_out=len(held_out),
-        num_truncated=sum(item.is_truncated for item in encoded.values()),
+        num_truncated=len(truncated),
+        max_tokens=max_tokens,
+        notes=notes,
         num_trained_parameters=sum(p.numel() for p in trainee.trained),
         epochs=fit.epochs,
         best_epoch=fit.best_epoch,

@@ -37,9 +37,22 @@ def split(examples: Examples, held_out: float, seed: int) -> tuple[list[Example]
     if not chosen and candidates:
         chosen = {candidates[0]}
     if not chosen:
-        raise InvalidArgument("data", "too few examples: none can be held out of training")
+        raise InvalidArgument("data", _why_none(examples))
     items = examples.items
     return [items[i] for i in order if i not in chosen], [items[i] for i in sorted(chosen)]
+
+
+def _why_none(examples: Examples) -> str:
+    """Why none can be held out, when all strata are of one example."""
+    if examples.task is Task.REGRESSION:
+        return (
+            f"{len(examples.items)} examples are too few: none can be held out of training; "
+            f"{_NUM_BINS + 1} or more are needed"
+        )
+    return (
+        f"every label has one example only ({len(examples.labels)} labels): none can be held out "
+        "of training; is the column of labels the right one?"
+    )
 
 
 def _strata(examples: Examples) -> list[str]:
