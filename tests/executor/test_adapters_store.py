@@ -22,6 +22,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.executor.adapters import failures, store
+from services.executor.adapters.arena import IntArray
 from tests.executor.test_adapters_batching import STEM, lora_blob
 from tests.executor.tiny_tasks import (
     CONFIGS,
@@ -380,6 +381,29 @@ def test_numbers_that_overflow_on_the_way_to_the_device_are_refused(
         with pytest.raises(InvalidArgument, match="not finite"):
             made.acquire(made.push(lora_blob(0, changed=changed)))
         assert made.acquire(made.push(lora_blob(0), "as it was"))
+
+
+def test_an_adapter_that_the_device_fails_to_take_comes_later_and_others_come_too(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stack(base, device_bytes=room_for(2)) as made:
+        write, errors = made.store.arena.write, [torch.OutOfMemoryError("the device is full")]
+
+        def write_or_fail(numbers: IntArray, rows: torch.Tensor) -> None:
+            if errors:
+                raise errors.pop()
+            write(numbers, rows)
+
+        monkeypatch.setattr(made.store.arena, "write", write_or_fail)
+        first, second = made.push(lora_blob(0)), made.push(lora_blob(1), "other")
+        with pytest.raises(Unavailable, match="could not be loaded") as caught:
+            made.acquire(first)
+        time.sleep(caught.value.retry_after_s or 0.0)
+        held = [made.acquire(second)]
+        held.append(made.acquire(first))  # both fit: the failure has kept no rows
+        assert made.store.resident_digests() == {first.digest, second.digest}
+        for slot in held:
+            made.store.release(slot)
 
 
 def test_bytes_of_another_digest_are_not_served(base: Path) -> None:

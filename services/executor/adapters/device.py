@@ -69,8 +69,8 @@ class DeviceTier:
         return len(self._residents)
 
     @property
-    def keys(self) -> list[Key]:
-        return list(self._residents)
+    def digests(self) -> frozenset[str]:
+        return frozenset(key.digest for key in self._residents)
 
     @property
     def num_rows_used(self) -> int:

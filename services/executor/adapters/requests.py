@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from services.common.errors import HmiError
+from services.common.errors import HmiError, Unavailable
 from services.executor.adapters.failures import Failures
 from services.executor.adapters.packing import Packed
 from services.executor.adapters.slots import Key
@@ -123,9 +123,10 @@ class Requests:
         if self._is_open(request):
             self._failures.fail(request.key, error)
 
-    def give_up(self, request: Request, error: HmiError) -> None:
-        """End a request that found no room, unless it was taken meanwhile."""
+    def give_up(self, request: Request) -> None:
+        """End a request that can find no room, unless it was taken meanwhile."""
         if self._is_open(request):
+            error = Unavailable("pinned adapters leave too little device memory", reason="NO_ROOM")
             self._failures.give_up(request.key, error)
 
     def tell(self, key: Key) -> HmiError | None:

@@ -15,6 +15,7 @@ Knows keys and digests; does not know tenants, batches or where blobs come from.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,8 @@ from services.executor.adapters.packing import BaseTensor, Packed
 from services.executor.adapters.requests import Request, Requests
 from services.executor.adapters.slots import Key, Slot
 from services.executor.models.segments import Segments
+
+logger = logging.getLogger(__name__)
 
 _NUM_STAGING_THREADS = 4
 _MAX_HINTED = 1024  # on their way in: each place that frees sorts them
@@ -131,11 +134,9 @@ class AdapterStore:
                 error's retry_after_s, or after a while that grows to seconds, tries again.
         """
         with self._lock:
-            slot = self._device.acquire(key)
-            if slot is not None:
+            if (slot := self._device.acquire(key)) is not None:
                 return slot
-            error = self._requests.tell(key)
-            if error is not None:
+            if (error := self._requests.tell(key)) is not None:
                 raise error
             self._request(key, is_claimed=True)
             return None
@@ -173,7 +174,7 @@ class AdapterStore:
         with self._lock:
             self._requests.forget(key)
             self._device.drop(key)
-            if key.digest not in self._device_digests():
+            if key.digest not in self._device.digests:
                 self._host.drop(key.digest)
             self._observe()
             self._lock.notify_all()
@@ -181,15 +182,12 @@ class AdapterStore:
     def resident_digests(self) -> frozenset[str]:
         """Versions in device memory."""
         with self._lock:
-            return self._device_digests()
+            return self._device.digests
 
     def held_digests(self) -> frozenset[str]:
         """Versions in any tier, or on their way in."""
         with self._lock:
-            return self._device_digests() | self._host.digests | self._requests.digests
-
-    def _device_digests(self) -> frozenset[str]:
-        return frozenset(key.digest for key in self._device.keys)
+            return self._device.digests | self._host.digests | self._requests.digests
 
     def _request(self, key: Key, *, is_claimed: bool) -> None:
         if self._is_closed or key in self._device:
@@ -209,14 +207,13 @@ class AdapterStore:
 
     def _stage(self, request: Request) -> None:
         """Disk to host, on a staging thread."""
-        started = time.perf_counter()
         packed: Packed | None = None
         failure: HmiError | Refused | None = None
         try:
-            packed = self._loader.load(request.key.digest)
+            with metrics.LOAD_SECONDS.labels("host").time():
+                packed = self._loader.load(request.key.digest)
         except (HmiError, Refused) as caught:
             failure = caught
-        metrics.LOAD_SECONDS.labels("host").observe(time.perf_counter() - started)
         with self._lock:
             request.is_staging = False
             request.packed = packed
@@ -242,14 +239,23 @@ class AdapterStore:
                     placed = self._place_next()
                 if placed is None:
                     return
-                key, packed, numbers = placed
-            started = time.perf_counter()
-            self.arena.write(numbers, packed.rows)
-            slot = Slot(key, packed, numbers)
-            metrics.LOAD_SECONDS.labels("device").observe(time.perf_counter() - started)
-            with self._lock:
-                self._publish(slot)
+            self._commit(*placed)
             self._on_change()
+
+    def _commit(self, request: Request, packed: Packed, numbers: IntArray) -> None:
+        """Write the rows that a request was given."""
+        try:
+            with metrics.LOAD_SECONDS.labels("device").time():
+                self.arena.write(numbers, packed.rows)
+        except Exception:  # of the device: this thread must live on for the others
+            logger.exception("an adapter could not be written", extra={"key": str(request.key)})
+            with self._lock:
+                self.arena.give(numbers)
+                self._requests.fail(request, Unavailable("the adapter could not be loaded"))
+                self._stage_more()
+            return
+        with self._lock:
+            self._publish(Slot(request.key, packed, numbers))
 
     def _publish(self, slot: Slot) -> None:
         request = self._requests.loaded(slot.key)
@@ -258,7 +264,7 @@ class AdapterStore:
         self._stage_more()
         self._observe()
 
-    def _place_next(self) -> tuple[Key, Packed, IntArray] | None:
+    def _place_next(self) -> tuple[Request, Packed, IntArray] | None:
         """The next staged adapter with rows for it, or None if none is staged or fits now.
 
         Who does not fit waits and others go by; who is passed too often blocks them for a while.
@@ -271,13 +277,13 @@ class AdapterStore:
             if numbers is not None:
                 for other in blocked:
                     other.num_passed += 1
-                return request.key, packed, numbers
+                return request, packed, numbers
             if not request.is_claimed:
                 self._requests.take(request.key)  # a hint: host memory is near enough
                 self._stage_more()
                 continue
             if not self._device.can_ever_hold(num_rows):
-                self._requests.give_up(request, _no_room())
+                self._requests.give_up(request)
                 self._stage_more()
                 self._on_change()
                 continue
@@ -287,11 +293,6 @@ class AdapterStore:
         return None
 
     def _observe(self) -> None:
-        num_used = len(self._device)
-        num_rows = max(self._device.num_rows_used, 1)
+        num_used, num_rows = len(self._device), max(self._device.num_rows_used, 1)
         metrics.SLOTS_USED.labels(self._name).set(num_used)
         metrics.SLOTS_TOTAL.labels(self._name).set(self.arena.capacity * num_used // num_rows)
-
-
-def _no_room() -> Unavailable:
-    return Unavailable("pinned adapters leave too little device memory", reason="NO_ROOM")
