@@ -19,7 +19,16 @@ from services.executor.plot import (
     TableBlobs,
     TableStore,
 )
-from tests.executor.plot_trees import ROW_SHAPE, FakeEncoder, Part, new_loader, sha, unigrams
+from tests.executor.plot_trees import (
+    ROW_SHAPE,
+    Blobs,
+    FakeEncoder,
+    Part,
+    new_loader,
+    sha,
+    unigrams,
+    write_version,
+)
 
 CPU = torch.device("cpu")
 ENCODER = sha("encoder")
@@ -54,6 +63,14 @@ def refusal(store: TableStore, version: str) -> HmiError:
 
 def root() -> tuple[str, list[Part]]:
     return (ENCODER, [unigrams()])
+
+
+def siblings(blobs: Blobs, num: int) -> list[str]:
+    """Versions of as many domains below one root."""
+    return [
+        write_version(blobs, [root(), (ENCODER, [Part(frozenset([BIGRAM]), 5 + i)])])
+        for i in range(num)
+    ]
 
 
 def values(table: Table) -> torch.Tensor:

@@ -26,27 +26,18 @@ from services.executor.plot.coalesce import Coalesced
 from services.executor.plot.loaded import LoadedTables
 from services.executor.plot.node import NodeTable
 from services.executor.plot.segment import Segment
-from tests.executor.plot_stores import BIGRAM, CPU, ENCODER, opened, root, wait_for
+from tests.executor.plot_stores import CPU, ENCODER, opened, siblings, wait_for
 from tests.executor.plot_trees import (
     BASE,
     ROW_SHAPE,
     Blobs,
     FakeEncoder,
-    Part,
     new_loader,
     rows_of,
     sha,
-    write_version,
 )
 
 MANIFEST = Manifest(BASE, MissPolicy.BACKOFF, (NodeRef("", 1, ENCODER, ()),))
-
-
-def siblings(blobs: Blobs, num: int) -> list[str]:
-    return [
-        write_version(blobs, [root(), (ENCODER, [Part(frozenset([BIGRAM]), 5 + i)])])
-        for i in range(num)
-    ]
 
 
 def some_node(num_rows: int) -> NodeTable:
@@ -117,7 +108,7 @@ def test_sums_are_those_of_the_nodes_whatever_comes_and_goes(steps: list[tuple[s
         table = TABLES[number]
         is_there = table.version in loaded
         if step == "add" and not is_there:
-            loaded.add(table)
+            loaded.add(table, is_claimed=False)
             idle.append(table.version)
         elif step == "lend":
             assert (loaded.lend(table.version) is table) == is_there

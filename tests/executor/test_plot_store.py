@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,18 @@ from services.common.errors import (
 from services.executor.plot import (
     Manifest,
     MissPolicy,
+    loaded,
 )
-from tests.executor.plot_stores import BIGRAM, ENCODER, opened, refusal, root, values, wait_for
+from tests.executor.plot_stores import (
+    BIGRAM,
+    ENCODER,
+    opened,
+    refusal,
+    root,
+    siblings,
+    values,
+    wait_for,
+)
 from tests.executor.plot_trees import (
     ROW_SHAPE,
     Blobs,
@@ -70,7 +81,6 @@ def test_held_blobs_are_those_of_loaded_versions_until_they_go(tmp_path: Path) -
         table = wait_for(store, version)
         assert store.held_blobs() == {version, ENCODER, *segments}
         store.drop_idle(0)
-        store.forget(version)
         assert store.versions() == {version}  # a batch uses it
         store.release(table)
         store.drop_idle(3600)
@@ -89,7 +99,7 @@ def test_a_dropped_versions_files_are_unmapped(tmp_path: Path) -> None:
         assert segment.sha256 in Path("/proc/self/maps").read_text()
         store.release(table)
         del table
-        store.forget(version)
+        store.drop_idle(0)
         gc.collect()
         assert segment.sha256 not in Path("/proc/self/maps").read_text()
 
@@ -121,10 +131,7 @@ def test_budget_and_eviction_never_change_an_answer(
 
 def test_least_recently_used_versions_go_first_and_those_in_use_stay(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
-    versions = [
-        write_version(blobs, [root(), (ENCODER, [Part(frozenset([BIGRAM]), 5 + i)])])
-        for i in range(3)
-    ]
+    versions = siblings(blobs, 3)
     with opened(blobs) as store:
         one = wait_for(store, versions[0])
         bytes_of_one = sum(node.size_bytes for node in one.nodes)
@@ -138,6 +145,38 @@ def test_least_recently_used_versions_go_first_and_those_in_use_stay(tmp_path: P
         store.release(tables[0])
         store.release(third)
         assert store.versions() == {versions[0], versions[2]}
+
+
+def test_a_table_that_somebody_waits_for_stays_until_it_was_of_use(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    busy, wanted = siblings(blobs, 2)
+    with opened(blobs) as store:
+        bytes_of_one = sum(node.size_bytes for node in wait_for(store, busy).nodes)
+    with opened(blobs, host_bytes=bytes_of_one) as store:
+        tables = [wait_for(store, busy), wait_for(store, busy)]
+        assert store.acquire(wanted) is None
+        while not store.is_ready(wanted):
+            time.sleep(0.001)
+        store.release(tables[0])  # a batch ends before those look again who wait
+        found = store.acquire(wanted)
+        assert found is not None
+        store.release(found)
+        assert store.versions() == {busy}
+
+
+def test_a_table_that_nobody_came_for_leaves_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded, "_CLAIM_S", 0.05)
+    blobs = Blobs(tmp_path)
+    (version,) = siblings(blobs, 1)
+    with opened(blobs) as store:
+        assert store.acquire(version) is None
+        while not store.is_ready(version):
+            time.sleep(0.001)
+        time.sleep(0.06)
+        store.drop_idle(0)
+        assert store.versions() == frozenset()
 
 
 def test_a_table_that_can_never_fit_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from services.common.errors import Internal
 from services.executor.plot.node import NodeTable
 from services.executor.plot.table import Table
 
+_CLAIM_S = 2.0
+
 
 class LoadedTables:
     """Tables by version.
@@ -30,6 +32,7 @@ class LoadedTables:
         self._num_users: Counter[str] = Counter()
         # Versions nobody uses, since when in time.monotonic() seconds; the longest first.
         self._idle: OrderedDict[str, float] = OrderedDict()
+        self._claimed_until: dict[str, float] = {}  # of idle versions, on the same clock
         self._num_tables: Counter[NodeTable] = Counter()  # that each node is part of
 
     def __len__(self) -> int:
@@ -46,10 +49,15 @@ class LoadedTables:
         """Every node once."""
         return list(self._num_tables)
 
-    def add(self, table: Table) -> None:
-        """Take in a table that nobody uses yet."""
+    def add(self, table: Table, *, is_claimed: bool) -> None:
+        """Take in a table that nobody uses yet. A claimed one is not idle before it was of use, or
+        nobody came for it for a while: it must not leave before those look again who wait for it.
+        """
+        now = time.monotonic()
         self._tables[table.version] = table
-        self._idle[table.version] = time.monotonic()
+        self._idle[table.version] = now
+        if is_claimed:
+            self._claimed_until[table.version] = now + _CLAIM_S
         for node in set(table.nodes):
             if not self._num_tables[node]:
                 self.size_bytes += node.size_bytes
@@ -62,6 +70,7 @@ class LoadedTables:
         if table is not None:
             self._num_users[version] += 1
             self._idle.pop(version, None)
+            self._claimed_until.pop(version, None)
         return table
 
     def take_back(self, table: Table) -> None:
@@ -80,7 +89,11 @@ class LoadedTables:
 
     def longest_idle(self) -> tuple[str, float] | None:
         """The version that nobody has used for the longest time, and since when."""
-        return next(iter(self._idle.items()), None)
+        now = time.monotonic()
+        for version, since in self._idle.items():
+            if self._claimed_until.get(version, now) <= now:
+                return version, since
+        return None
 
     def drop(self, version: str) -> bool:
         """Let a version go unless it is in use; whether it went.
@@ -90,6 +103,7 @@ class LoadedTables:
         """
         if self._idle.pop(version, None) is None:
             return False
+        self._claimed_until.pop(version, None)
         for node in set(self._tables.pop(version).nodes):
             self._num_tables[node] -= 1
             if not self._num_tables[node]:

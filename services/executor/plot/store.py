@@ -46,9 +46,15 @@ _PERMANENT_S = 300.0
 
 @dataclass(slots=True)
 class _Loading:
-    """A table on its way in; what it will hold as soon as that is known."""
+    """A table on its way in.
+
+    Attributes:
+        blobs: What it will hold, as soon as that is known.
+        is_claimed: Somebody waits for it; otherwise it is a hint.
+    """
 
     blobs: frozenset[str] = field(default_factory=frozenset)
+    is_claimed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,8 @@ class TableStore:
             if failure is not None:
                 raise failure.error.fresh()
             self._request(version)
+            if (loading := self._loading.get(version)) is not None:
+                loading.is_claimed = True
             return None
 
     def release(self, table: Table) -> None:
@@ -139,12 +147,6 @@ class TableStore:
         with self._lock:
             self._loaded.take_back(table)
             self._evict()
-
-    def forget(self, version: str) -> None:
-        """Drop a version that no model reads any more, unless a batch uses it."""
-        with self._lock:
-            if self._loaded.drop(version):
-                self._observe()
 
     def drop_idle(self, idle_s: float) -> None:
         """Drop versions that no batch used for so long, so that their blobs may be collected. They
@@ -231,8 +233,7 @@ class TableStore:
     def _publish(self, version: str, table: Table) -> bool:
         """Make a table known; whether it has a node whose rows were never chosen from."""
         with self._lock:
-            self._loaded.add(table)
-            del self._loading[version]
+            self._loaded.add(table, is_claimed=self._loading.pop(version).is_claimed)
             self._evict(keep=version)
         return any(len(node) and node.hot.uses is None for node in table.nodes)
 
