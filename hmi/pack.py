@@ -41,6 +41,9 @@ _TASK_OF_PEFT_TYPE = {
     "TOKEN_CLS": "token_classification",
     "FEATURE_EXTRACTION": "embedding",
 }
+_FURTHER_TASKS = {"SEQ_CLS": ("multi_label_classification", "regression")}
+"""A sequence's head says by no name of PEFT's whether its labels exclude each other."""
+
 _TASK_OF_HEAD_TYPE = {
     "classification": "sequence_classification",
     "multilabel_classification": "multi_label_classification",
@@ -61,7 +64,11 @@ class Tensor(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class PackOptions:
-    """What the caller states over the directory's own word; None leaves it to the directory."""
+    """What the caller states where the directory does not; None leaves it to the directory.
+
+    Labels, pooling and normalize win over the directory's word. A task does not: the head was
+    trained for one, and another one's answers would be nonsense of the right shape.
+    """
 
     task: str | None = None
     labels: Sequence[str] | None = None
@@ -91,9 +98,7 @@ def pack(directory: Path, options: PackOptions = FROM_DIRECTORY) -> bytes:
         raise _invalid("directory", f"{directory} is no directory")
     notes = _json_file(directory / "hmi.json") or {}
     source = _read(directory, notes)
-    task = options.task or notes.get("task") or _derive_task(source)
-    if task not in TASKS:
-        raise _invalid("task", f"{task!r} is none of {', '.join(TASKS)}")
+    task = _task(options.task, notes, source)
     labels = options.labels if options.labels is not None else notes.get("labels")
     pooling = options.pooling or notes.get("pooling") or "mean"
     if pooling not in POOLINGS:
@@ -212,6 +217,32 @@ def _json_file(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise _invalid(path.name, "must hold a JSON object")
     return value
+
+
+def _task(stated: str | None, notes: Mapping[str, Any], source: _Source) -> str:
+    """The head's task, which nobody may state otherwise than the directory does."""
+    noted = notes.get("task")
+    if noted is not None and noted not in TASKS:
+        raise _invalid("hmi.json", f"task {noted!r} is none of {', '.join(TASKS)}")
+    if stated is None:
+        return noted or _derive_task(source)
+    if stated not in TASKS:
+        raise _invalid("task", f"{stated!r} is none of {', '.join(TASKS)}")
+    if noted is not None and stated != noted:
+        raise _contradicted(stated, f"hmi.json says that it was trained for {noted}")
+    trained_for = str((source.adapter_config or {}).get("task_type"))
+    usual = _TASK_OF_PEFT_TYPE.get(trained_for) if source.format == "peft" else None
+    if usual is not None and stated not in (usual, *_FURTHER_TASKS.get(trained_for, ())):
+        raise _contradicted(stated, f"adapter_config.json says task_type {trained_for}")
+    return stated
+
+
+def _contradicted(stated: str, word: str) -> InvalidArgument:
+    return _invalid(
+        "task",
+        f"{stated} is asked for, but {word}: leave the task out, or train for {stated}",
+        reason="TASK_CONTRADICTED",
+    )
 
 
 def _derive_task(source: _Source) -> str:

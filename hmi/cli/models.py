@@ -45,7 +45,7 @@ def push(
         bool, typer.Option("--no-activate", help="Leave the traffic as it is.")
     ] = False,
     task: Annotated[
-        str | None, typer.Option(help="What the head does, if DIR does not say.")
+        str | None, typer.Option(help="What the head does; only if DIR does not say.")
     ] = None,
     labels: Annotated[str | None, typer.Option(help="Labels, parted by commas.")] = None,
     pooling: Annotated[str | None, typer.Option(help="mean or cls (embeddings).")] = None,

@@ -32,6 +32,7 @@ from services.gateway.config import GatewaySettings
 from services.gateway.domains import DomainUploads
 from services.gateway.limits import Limits
 from services.gateway.mirror import Mirror
+from services.gateway.oip.extensions import Extensions
 from services.gateway.predictor import Predictor
 from services.gateway.quota_leases import QuotaLeases
 from services.gateway.router import Router
@@ -103,8 +104,13 @@ def _adders(parts: _Parts) -> Adders:
         "hmi.admin.v1.TenantService": partial(add_TenantServiceServicer_to_server, tenants),
         "hmi.admin.v1.ModelService": partial(add_ModelServiceServicer_to_server, models),
         "hmi.admin.v1.DomainService": partial(add_DomainServiceServicer_to_server, domains),
-        "inference.GRPCInferenceService": partial(add_GRPCInferenceServiceServicer_to_server, oip),
+        "inference.GRPCInferenceService": partial(_add_open_inference, oip),
     }
+
+
+def _add_open_inference(servicer: OpenInferenceServicer, server: grpc.aio.Server) -> None:
+    add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers((Extensions(),))
 
 
 @asynccontextmanager

@@ -89,7 +89,7 @@ def test_description_of_a_classifier(tmp_path: Path) -> None:
     assert description["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
-def test_note_of_training_is_read_and_flags_win(tmp_path: Path) -> None:
+def test_note_of_training_is_read_and_labels_given_win(tmp_path: Path) -> None:
     _write_peft(tmp_path, num_labels=2)
     note = {"task": "multi_label_classification", "labels": ["a", "b"], "base": "minilm"}
     (tmp_path / "hmi.json").write_text(json.dumps(note))
@@ -98,10 +98,30 @@ def test_note_of_training_is_read_and_flags_win(tmp_path: Path) -> None:
     assert description["labels"] == ["a", "b"]
     assert base_of(tmp_path) == "minilm"
 
-    flags = PackOptions(task="token_classification", labels=["O", "B-PER"])
+    flags = PackOptions(task="multi_label_classification", labels=["c", "d"])
     description = _description(pack(tmp_path, flags))
-    assert description["task"] == "token_classification"
-    assert description["labels"] == ["O", "B-PER"]
+    assert description["task"] == "multi_label_classification"
+    assert description["labels"] == ["c", "d"]
+
+
+@pytest.mark.parametrize("noted", ["sequence_classification", None])
+@pytest.mark.parametrize("stated", ["token_classification", "embedding"])
+def test_a_task_that_the_directory_contradicts_is_refused(
+    tmp_path: Path, noted: str | None, stated: str
+) -> None:
+    _write_peft(tmp_path)
+    if noted is not None:
+        (tmp_path / "hmi.json").write_text(json.dumps({"task": noted}))
+    with pytest.raises(InvalidArgument) as caught:
+        pack(tmp_path, PackOptions(task=stated))
+    assert (caught.value.field, caught.value.reason) == ("task", "TASK_CONTRADICTED")
+    assert (noted or "SEQ_CLS") in caught.value.message
+
+
+def test_a_sequence_head_may_be_said_to_give_several_labels(tmp_path: Path) -> None:
+    _write_peft(tmp_path)
+    options = PackOptions(task="multi_label_classification")
+    assert _description(pack(tmp_path, options))["task"] == "multi_label_classification"
 
 
 def test_base_that_the_adapter_names(tmp_path: Path) -> None:
@@ -182,9 +202,14 @@ def test_wrong_options_are_named(tmp_path: Path, options: PackOptions, field: st
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("adapter_config.json", b"{"), ("hmi.json", b"[]"), ("hmi.json", b"\xff")],
+    [
+        ("adapter_config.json", b"{"),
+        ("hmi.json", b"[]"),
+        ("hmi.json", b"\xff"),
+        ("hmi.json", b'{"task": "translation"}'),
+    ],
 )
-def test_damaged_json_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_bad_json_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     _write_peft(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidArgument) as caught:

@@ -187,6 +187,12 @@ assert not client.is_model_ready("none", headers=headers)
 assert client.get_server_metadata().name == "hmi"
 assert client.get_model_metadata("topic", headers=headers).versions == ["1"]
 assert [m.name for m in client.get_model_repository_index(headers=headers).models] == ["topic"]
+try:
+    client.get_model_config("topic", headers=headers)
+except triton.InferenceServerException as error:
+    assert error.status() == "StatusCode.UNIMPLEMENTED" and "ModelMetadata" in error.message()
+else:
+    sys.exit("answered")
 texts = np.array([b"the cat", "the dög ran".encode()], dtype=object)
 tensor = triton.InferInput("text", [2], "BYTES")
 tensor.set_data_from_numpy(texts)
@@ -214,6 +220,29 @@ async def test_tritonclient_gets_the_same_scores(stack: Stack, tenant: str) -> N
     assert answer["scores"] == scores
     assert answer["label"] == [p.classification.label for p in expected.predictions]
     assert answer["version"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("ModelConfig", "ModelMetadata"),
+        ("ModelStatistics", "metrics"),
+        ("RepositoryModelLoad", "when it is asked"),
+        ("NoSuchMethod", "Method not found"),
+    ],
+)
+async def test_tritons_own_calls_are_refused_with_what_to_do_instead(
+    stack: Stack, name: str, instead: str
+) -> None:
+    rpc: Any = stack.channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+    error = await expect(grpc.StatusCode.UNIMPLEMENTED, rpc(b"\x0a\x05topic"))
+    assert instead in (error.details() or "")
+
+
+async def test_a_stream_of_tritons_is_refused_with_what_to_do_instead(stack: Stack) -> None:
+    rpc: Any = stack.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    error = await expect(grpc.StatusCode.UNIMPLEMENTED, rpc(iter([b"\x0a\x05topic"])).read())
+    assert "ModelInfer" in (error.details() or "")
 
 
 async def test_a_server_whose_keys_are_too_old_is_live_and_not_ready(
