@@ -30,6 +30,7 @@ class FakeBase:
         self.prefetched: list[ModelKey] = []
         self.wanted: list[ModelKey] = []
         self.num_pins = 0
+        self.num_acquired = 0  # ever
         self.forgotten: list[ModelKey] = []
         self.is_closed = False
         self.pinned: frozenset[ModelKey] = frozenset()
@@ -65,6 +66,7 @@ class FakeBase:
             self.wanted.append(key)
             return None
         self.num_pins += 1
+        self.num_acquired += 1
         return key
 
     def release(self, slot: ModelKey) -> None:

@@ -47,6 +47,7 @@ class FakeTables:
         self.broken: dict[str, HmiError] = {}
         self.prefetched: list[str] = []
         self.num_lent = 0
+        self.num_lendings = 0
 
     def prefetch(self, version: str) -> None:
         self.prefetched.append(version)
@@ -60,6 +61,7 @@ class FakeTables:
         if version not in self.ready:
             return None
         self.num_lent += 1
+        self.num_lendings += 1
         return FakeTable(version)
 
     def release(self, table: FakeTable) -> None:
@@ -176,6 +178,23 @@ def test_an_item_waits_for_adapter_and_tables_and_pins_neither_alone(
     assert plan is not None
     world.bases["split"].release(plan.rows[0].pinned)
     assert (world.fake.num_pins, world.tables.num_lent) == (0, 0)
+
+
+@pytest.mark.parametrize("is_adapter_first", [True, False])
+def test_what_came_first_is_not_used_up_by_looking_for_the_other(
+    world: World, is_adapter_first: bool
+) -> None:
+    """A use ends the claim that keeps it in memory, and counts as one when some must leave."""
+    if is_adapter_first:
+        world.fake.resident.add(key("m", "split"))
+    else:
+        world.tables.ready.add(VERSION)
+    batcher = world.batcher()
+    batcher.add(item(0))
+    for _ in range(3):
+        batcher.promote()
+    assert (world.fake.num_acquired, world.tables.num_lendings) == (0, 0)
+    assert key("m", "split") in {*world.fake.prefetched, *world.fake.wanted}
 
 
 def test_an_item_that_waits_for_tables_delays_no_other(world: World) -> None:

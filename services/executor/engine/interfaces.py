@@ -187,18 +187,26 @@ class LoadedBase:
         Raises:
             HmiError: Some of it could not be loaded.
         """
-        slot = self.adapters.acquire(key)
         if self.split is None:
+            slot = self.adapters.acquire(key)
             return None if slot is None else Pinned(slot)
+        tables = self.split.tables
+        if not tables.is_ready(table_version):
+            # Nothing is pinned in vain: a use of what came first would end its claim to stay.
+            self.adapters.prefetch(key)
+            if (early := tables.acquire(table_version)) is not None:  # it came this moment
+                tables.release(early)
+            return None
+        slot = self.adapters.acquire(key)
+        if slot is None:
+            return None
         table: Table | None = None
         try:
-            table = self.split.tables.acquire(table_version)
+            table = tables.acquire(table_version)
         finally:
-            if slot is not None and table is None:  # half of it is no use, and keeps others out
+            if table is None:  # half of it is no use, and keeps others out
                 self.adapters.release(slot)
-        if slot is None and table is not None:
-            self.split.tables.release(table)
-        return None if slot is None or table is None else Pinned(slot, table)
+        return None if table is None else Pinned(slot, table)
 
     def release(self, pinned: Pinned) -> None:
         """End one `acquire`."""
