@@ -52,12 +52,14 @@ def _too_long(field: str, max_chars: int) -> InvalidArgument:
 
 
 def check_lengths(texts: Sequence[Text], encoded: Sequence[Encoded], max_tokens: int) -> None:
-    """That no text exceeds what its base can read; nothing is ever cut off.
+    """That each text has tokens, no more than its base can read; nothing is ever cut off.
 
     Raises:
         InvalidArgument: naming the text, its length and the limit.
     """
     for text, tokens in zip(texts, encoded, strict=True):
+        if not tokens.ids:  # a tokenizer without special tokens makes none of blanks
+            raise InvalidArgument(text.field, "has no token for the base to read")
         if len(tokens.ids) > max_tokens:
             raise InvalidArgument(
                 text.field,
