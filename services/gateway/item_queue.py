@@ -38,10 +38,10 @@ class ItemQueue(FairQueue[Item]):
         """Let others go before a first item for which there is no room, until `resume`.
 
         Args:
-            is_cold: Whether its model is loaded nowhere, as it may have become while it waited.
+            is_cold: Whether its model is loaded nowhere now, be it so when the item came or not.
         """
-        if is_cold and not item.is_cold:
-            self._move(item, is_cold=True)
+        if is_cold != item.is_cold:
+            self._move(item, is_cold=is_cold)
         else:
             self.hold_back(item)
 

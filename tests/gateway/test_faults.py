@@ -61,6 +61,30 @@ async def test_a_lost_executors_items_are_answered_once_by_another(stack: Stack)
     assert (usage.num_items, usage.num_tokens, usage.num_errors) == (100, 400, 0)
 
 
+async def test_a_call_that_ends_half_answered_is_not_billed_and_its_retry_once(
+    shared_store: Store, tmp_path: Path
+) -> None:
+    async with open_stack(shared_store, tmp_path, max_attempts=1) as stack:
+        tenant = unique("acme")
+        await stack.add_tenant(tenant)
+        await stack.add_model(tenant, "topic")
+        doomed = await stack.executor(answer=lambda submit: answer_ten(doomed, submit))
+        asked = request("topic", *["the cat"] * 100)
+        call = asyncio.ensure_future(
+            stack.inference.Predict(asked, metadata=stack.metadata(tenant))
+        )
+        await until(lambda: doomed.num_answered == 10)
+        await doomed.kill()
+        await expect(grpc.StatusCode.UNAVAILABLE, call)
+        usage = await used(stack, tenant)
+        assert (usage.num_items, usage.num_tokens) == (0, 0)
+        await stack.executor()
+        answer = await stack.inference.Predict(asked, metadata=stack.metadata(tenant))
+        assert len(answer.predictions) == 100
+        usage = await used(stack, tenant)
+        assert (usage.num_items, usage.num_tokens) == (100, 400)
+
+
 async def test_an_executor_that_stops_fails_nothing_that_another_can_run(stack: Stack) -> None:
     tenant = unique("acme")
     await stack.add_tenant(tenant)

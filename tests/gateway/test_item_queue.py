@@ -57,6 +57,15 @@ def test_an_item_that_moved_is_met_in_its_new_pool_alone() -> None:
     assert len(queue) == 1
 
 
+def test_an_item_whose_model_came_in_while_it_was_away_stops_waiting_for_a_load() -> None:
+    """As one does that comes back from an executor that was lost: another has its model."""
+    comes_back = Waiting(0)
+    queue = queue_of(comes_back, Waiting(1, "b"))
+    queue.pass_over(comes_back, is_cold=False)
+    assert queue.first({"base"}) is comes_back
+    assert queue.first({"base" + COLD_POOL}).item_id == 1
+
+
 @given(st.data())
 def test_whatever_moves_each_item_is_taken_once(data: st.DataObject) -> None:
     digests = "abc"
