@@ -34,7 +34,7 @@ GOALS = {"peft": Goal(">=", 2.0)}
 
 
 def base(dtype: torch.dtype) -> Encoder:
-    return load_base(Path(get_model_path()), dtype=dtype, device=CPU)
+    return load_base(Path(get_model_path()), dtype=dtype, device=CPU).for_inference()
 
 
 def lay_out(directory: Path, adapters: list[workload.Lora], token_ids: Tensor) -> None:

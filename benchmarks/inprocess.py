@@ -60,7 +60,7 @@ class Feeder:
 
 def _load(directory: Path, versions: dict[str, bytes], wake: SimpleNamespace) -> LoadedBase:
     device = pick_device("auto")
-    encoder = load_base(directory, dtype=pick_dtype("auto", device), device=device)
+    encoder = load_base(directory, dtype=pick_dtype("auto", device), device=device).for_inference()
     adapters = AdapterStore(
         encoder.config,
         dtype=encoder.dtype,

@@ -135,7 +135,7 @@ def measure(result: Report) -> None:
         result.note("not measured: batches through a split base (make bench-plot brings the texts)")
         return
     directory = minilm_directory()
-    base = load_base(directory, dtype=torch.bfloat16, device=CPU)
+    base = load_base(directory, dtype=torch.bfloat16, device=CPU).for_inference()
     local = _local(base, result)
     seen, held_out = news.token_rows(directory / "tokenizer.json", ROW_TOKENS)
     num_turns = REPEATS + WARMUP

@@ -123,7 +123,7 @@ class Loader:
         unsplit_digest = base.split.unsplit_digest or base.digest
         upper = self._uppers.get(unsplit_digest)
         encoder = (
-            load_base(directory, dtype=self._dtype, device=self._device)
+            load_base(directory, dtype=self._dtype, device=self._device).for_inference()
             if upper is None
             else upper.encoder
         )

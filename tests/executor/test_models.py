@@ -241,6 +241,21 @@ def test_what_the_bypass_returns_is_what_the_layer_uses(bert: Encoder) -> None:
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_laid_out_for_inference_an_encoder_computes_the_same(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    parity.write_checkpoint(tmp_path, "bert")
+    plain = load(tmp_path, dtype=dtype)
+    hidden, segments = embedded(plain, parity.random_rows([4, 19, 1]))
+    layers = range(plain.config.num_layers)
+    ours, expected = (
+        encoder.run(hidden, segments, layers=layers, bypass=NoBypass())
+        for encoder in (plain.for_inference(), plain)
+    )
+    torch.testing.assert_close(ours, expected)
+
+
 def test_a_base_without_a_pooler_says_so(tmp_path: Path) -> None:
     parity.write_checkpoint(tmp_path, "distilbert")
     encoder = load(tmp_path)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.executor.models import packed
-from services.executor.models.packed import RULE, Kind, Product
+from services.executor.models.packed import RULE, Kind, PackedLinear, Product, pack
 from services.executor.models.weights import Linear
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -56,6 +56,22 @@ def test_a_product_is_the_linear_map(dtype: torch.dtype) -> None:
     expected = x.to(dtype).double() @ linear.weight.double().T + linear.bias.double()
     error = (Product(linear)(x.to(dtype)).double() - expected).abs().max()
     assert error < 300 * torch.finfo(dtype).eps
+
+
+def test_packing_changes_no_product_and_holds_its_weight_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (
+        torch.randn(shape, generator=generator).bfloat16()
+        for shape in ((1536, 384), 1536, (70, 384))
+    )
+    linear = Linear(weight, bias)
+    packed_map = pack(linear)
+    assert packed_map.weight.shape == weight.shape
+    torch.testing.assert_close(packed_map(x), linear(x))
+    if isinstance(packed_map, PackedLinear):  # a processor that multiplies bfloat16
+        assert packed_map.weight.is_mkldnn
+    for other in (Linear(weight.float(), bias.float()), Linear(weight[:8], bias[:8])):
+        assert pack(other) is other
 
 
 def test_another_order_of_summation_is_seen_and_rows_go_by_the_rule(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -20,8 +22,9 @@ from services.common.errors import FailedPrecondition
 from services.executor.models.attention import KeyValues, OwnRow, attend
 from services.executor.models.bypass import Bypass, Site
 from services.executor.models.checkpoint import open_checkpoint
+from services.executor.models.packed import pack
 from services.executor.models.segments import Segments
-from services.executor.models.weights import EncoderWeights, load_weights
+from services.executor.models.weights import EncoderWeights, Layer, load_weights
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.GELU: F.gelu,
@@ -64,6 +67,14 @@ class Encoder:
         self.dtype = weights.embeddings.words.dtype
         self.device = weights.embeddings.words.device
         self._activation = ACTIVATIONS[config.activation]
+
+    def for_inference(self) -> Self:
+        """The same encoder with its layers' weights laid out as the processor likes them.
+
+        It computes the same but for rounding, and has no gradient.
+        """
+        layers = tuple(_packed(layer) for layer in self.weights.layers)
+        return type(self)(self.config, replace(self.weights, layers=layers))
 
     @property
     def has_pooler(self) -> bool:
@@ -191,6 +202,16 @@ class Encoder:
         is_inside = layers.start >= 0 and layers.stop <= self.config.num_layers
         if layers.step != 1 or (len(layers) and not is_inside):
             raise ValueError(f"{layers} is no range of the base's {self.config.num_layers} layers")
+
+
+def _packed(layer: Layer) -> Layer:
+    return replace(
+        layer,
+        qkv=pack(layer.qkv),
+        attention_output=pack(layer.attention_output),
+        ffn_input=pack(layer.ffn_input),
+        ffn_output=pack(layer.ffn_output),
+    )
 
 
 def _stages(

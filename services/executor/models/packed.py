@@ -1,11 +1,11 @@
-"""Linear maps on a CPU, whose rows have the same bits in whatever company; weights laid out once.
+"""Linear maps on a CPU: weights laid out once, and rows with the same bits in whatever company.
 
 Knows one product; does not know layers, nor what its rows mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,6 +21,39 @@ RULE = 64
 _PIECE = 192  # rows to try next where so many sum otherwise; more of them gain little
 
 
+@dataclass(frozen=True, slots=True)
+class PackedLinear(Linear):
+    """A linear map whose `weight` lies as oneDNN multiplies it: opaque, but for its shape.
+
+    The map it was made of, but for rounding. For inference alone: it has no gradient.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return y
+
+
+def pack(linear: Linear) -> Linear:
+    """The map packed, where that makes it faster; else itself.
+
+    In bfloat16 oneDNN lays weights out anew in each call unless they are packed, which takes as
+    long as multiplying a few hundred rows; in float32 nothing is gained, nor by few outputs.
+    """
+    weight = linear.weight.detach()
+    gains = (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and len(weight) >= RULE
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    if not gains:
+        return linear
+    mkldnn: Any = torch.ops.mkldnn
+    laid_out = mkldnn._reorder_linear_weight(weight.contiguous(), _PIECE)
+    return PackedLinear(laid_out, linear.bias.detach())
+
+
 class Kind(NamedTuple):
     """What decides, beside the number of rows and of threads, which kernel makes a product."""
 
@@ -34,10 +67,10 @@ class Product:
     """A linear map of `[rows, inputs]` on a CPU. For inference; may be called from any thread."""
 
     def __init__(self, linear: Linear) -> None:
-        weight = linear.weight
-        outputs, inputs = weight.shape
-        self._kind = Kind(outputs, inputs, weight.dtype, _gains_by_packing(weight))
-        self._multiply = _multiplier(linear) if self._kind.is_packed else linear
+        self._multiply = pack(linear)
+        outputs, inputs = linear.weight.shape
+        is_packed = isinstance(self._multiply, PackedLinear)
+        self._kind = Kind(outputs, inputs, linear.weight.dtype, is_packed)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[rows, outputs]`; a row of it depends on the same row of `x` alone, to the bit."""
@@ -48,29 +81,6 @@ class Product:
         filled = F.pad(x, (0, 0, 0, num_missing)) if num_missing else x
         parts = [self._multiply(part) for part in torch.split(filled, pieces)]
         return torch.cat(parts)[: len(x)]
-
-
-def _gains_by_packing(weight: Tensor) -> bool:
-    """In bfloat16 oneDNN lays weights out anew in each call unless they are packed, which takes as
-    long as multiplying a few hundred rows; in float32 nothing is gained, nor by few outputs."""
-    return bool(
-        weight.dtype == torch.bfloat16
-        and len(weight) >= RULE
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
-def _multiplier(linear: Linear) -> Callable[[Tensor], Tensor]:
-    mkldnn: Any = torch.ops.mkldnn
-    laid_out = mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), _PIECE)
-    bias = linear.bias.detach()
-
-    def multiply(x: Tensor) -> Tensor:
-        y: Tensor = mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
-        return y
-
-    return multiply
 
 
 @cache
@@ -105,7 +115,7 @@ def sums_alike(kind: Kind, num_rows: int, num_threads: int) -> bool:
         return torch.cat([values, sign * values, odd], dim=1)[:, order].contiguous()
 
     linear = Linear(twice(kind.outputs, 1), torch.zeros(kind.outputs, dtype=kind.dtype))
-    multiply = _multiplier(linear) if kind.is_packed else linear
+    multiply = pack(linear) if kind.is_packed else linear
     x = twice(-(-num_rows // RULE) * RULE, -1)
     by_rule = torch.cat([multiply(part) for part in torch.split(x, RULE)])[:num_rows]
     return torch.equal(multiply(x[:num_rows]), by_rule)
