@@ -6,6 +6,8 @@ Joins encoder, adapters, heads and tables; does not know which bases there are. 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ from services.executor.models.encoder import Encoder, load_base
 from services.executor.models.local_encoder import LocalEncoder
 from services.executor.plot import HotTier, Retriever, RowCaches, TableBase, TableLoader, TableStore
 from services.executor.tables import SplitTables
+
+logger = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 30.0
 _TENANTS_SHARE = 8  # of the memory for computed rows
@@ -69,9 +73,24 @@ class BlobReader:
             raise Unavailable(f"blob {sha256} cannot be read now") from error
 
     def read(self, sha256: str) -> bytes:
-        """A blob's bytes. Raises as `path`."""
+        """A blob's bytes. A file that is gone or damaged is fetched anew, once; what has another
+        digest even then is the caller's to refuse. Raises as `path`.
+        """
+        data = self._read(sha256)
+        if data is None or hashlib.sha256(data).hexdigest() != sha256:
+            logger.warning("fetching a damaged blob anew", extra={"sha256": sha256})
+            self.discard(sha256)
+            data = self._read(sha256)
+        if data is None:
+            raise Unavailable(f"blob {sha256} cannot be read now")
+        return data
+
+    def _read(self, sha256: str) -> bytes | None:
+        """What the file holds; None if it is gone."""
         try:
             return self.path(sha256).read_bytes()
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise Unavailable(f"blob {sha256} cannot be read now") from error
 

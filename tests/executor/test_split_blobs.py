@@ -1,7 +1,8 @@
-"""Damaged tables: found by their digest, fetched anew or refused, never read."""
+"""Damaged blobs: found by their digest, fetched anew or refused, never read."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from services.common.errors import FailedPrecondition
 from services.common.knowledge import BlobCache, Blobs
 from services.executor.blobs import BlobFiles
+from services.executor.loading import BlobReader
 from services.executor.plot.manifest import Manifest
 from tests.executor.split_world import World, keys_of, random_texts, split_world
 
@@ -46,6 +48,32 @@ async def test_a_segment_damaged_on_this_machine_is_fetched_anew(world: World) -
     await world.load("hminilm")
     [answer] = await world.answers(world.item(TEXTS[0], digest, version))
     np.testing.assert_array_equal(answer, expected)
+
+
+async def test_an_adapter_damaged_on_this_machine_is_fetched_anew(world: World) -> None:
+    version = world.tables(keys_of(TEXTS))
+    digest = world.adapter(1)
+    [expected] = await world.answers(world.item(TEXTS[0], digest, version))
+    for loaded in world.bases.values():
+        loaded.close()
+    damage(await world.files.path(digest))
+    await world.load("hminilm")
+    [answer] = await world.answers(world.item(TEXTS[0], digest, version))
+    np.testing.assert_array_equal(answer, expected)
+
+
+async def test_a_blob_gone_from_the_shared_volume_is_asked_of_the_store(
+    tmp_path: Path, world: World
+) -> None:
+    shared = tmp_path / "shared"
+    sha256 = world.store.put(b"an adapter")
+    path = shared / sha256[:2] / sha256
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"an adapter")
+    blobs = BlobReader(BlobFiles(BlobCache(tmp_path / "own", Blobs(world.stub)), shared))
+    for _ in range(2):
+        assert await asyncio.to_thread(blobs.read, sha256) == b"an adapter"
+        path.unlink(missing_ok=True)
 
 
 async def test_a_segment_damaged_in_the_store_fails_who_reads_it_and_nobody_else(
