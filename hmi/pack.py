@@ -99,7 +99,6 @@ def pack(directory: Path, options: PackOptions = FROM_DIRECTORY) -> bytes:
     notes = _json_file(directory / "hmi.json") or {}
     source = _read(directory, notes)
     task = _task(options.task, notes, source)
-    labels = options.labels if options.labels is not None else notes.get("labels")
     pooling = options.pooling or notes.get("pooling") or "mean"
     if pooling not in POOLINGS:
         raise _invalid("pooling", f"{pooling!r} is none of {', '.join(POOLINGS)}")
@@ -109,7 +108,7 @@ def pack(directory: Path, options: PackOptions = FROM_DIRECTORY) -> bytes:
         "adapter_config": source.adapter_config,
         "head_config": source.head_config,
         "task": task,
-        "labels": _labels(labels, task, source),
+        "labels": _labels(options.labels, notes, task, source),
         "pooling": pooling,
         "normalize": True if normalize is None else bool(normalize),
     }
@@ -271,16 +270,20 @@ def _num_outputs(source: _Source) -> int | None:
     return rows.pop() if len(rows) == 1 else None
 
 
-def _labels(stated: Sequence[str] | None, task: str, source: _Source) -> list[str]:
+def _labels(
+    stated: Sequence[str] | None, notes: Mapping[str, Any], task: str, source: _Source
+) -> list[str]:
     if task == "embedding":
         return []
     num_outputs = _num_outputs(source)
     if num_outputs is None:
         raise _invalid("head", "the directory holds no head: add it to modules_to_save")
-    if stated is not None:
-        if len(stated) != num_outputs:
-            raise _invalid("labels", f"{len(stated)} given, but the head has {num_outputs} outputs")
-        return [str(label) for label in stated]
+    labels = notes.get("labels") if stated is None else stated
+    if labels is not None:
+        if len(labels) != num_outputs:
+            where = "hmi.json" if stated is None else "labels"
+            raise _invalid(where, f"{len(labels)} labels, but the head has {num_outputs} outputs")
+        return [str(label) for label in labels]
     known = ((source.head_config or {}).get("config") or {}).get("label2id")
     if isinstance(known, dict) and len(known) == num_outputs:
         return sorted(known, key=lambda label: int(known[label]))

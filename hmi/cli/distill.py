@@ -11,7 +11,8 @@ import typer
 from hmi.bases import minilm_directory
 from hmi.cli.output import note, print_json
 from hmi.cli.session import Json
-from hmi.errors import HmiError, InvalidArgument
+from hmi.cli.wording import of_a_local_run
+from hmi.errors import InvalidArgument
 from hmi.stack import DEFAULT_BASE
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def distill(
         with _watcher(is_quiet=as_json) as watcher:
             report = run(options, watcher)
     except ServiceError as error:
-        raise HmiError(error.message, reason=error.reason) from error
+        raise of_a_local_run(error) from error
     if as_json:
         print_json(report)
         return

@@ -15,6 +15,7 @@ import typer
 import hmi
 from hmi.cli import bases, distill, domains, keys, models, predict, tenants, train, up
 from hmi.cli.session import command
+from hmi.cli.wording import on_a_command_line
 from hmi.errors import HmiError
 from hmi.supervisor import StackError
 
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
         status = app(spread(arguments), prog_name="hmi", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except HmiError as error:
-        return _fail(error.message, 1)
+        return _fail(on_a_command_line(error), 1)
     except StackError as error:
         return _fail(str(error), 1)
     except BrokenPipeError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hmi.cli.domain_options import ROOT, inner
+from hmi.cli.domain_options import ROOT, inner, named
 from hmi.cli.output import note, print_json, print_table, traffic, upload_bar
 from hmi.cli.session import MAX_UINT32, Session, command, is_quiet
 from hmi.client import Model, PackOptions, Task, Version
@@ -62,12 +62,13 @@ def push(
         normalize=normalize,
     )
     target = base or base_of(directory) or DEFAULT_BASE
+    path = domain or domain_of(directory)
     with session.client() as client, upload_bar(name, is_quiet=is_quiet(session)) as progress:
         version = client.push_version(
             name,
             directory,
             base=target,
-            domain=inner(domain or domain_of(directory) or ROOT),
+            domain=inner(path or ROOT),
             follow=follow,
             activate=not no_activate,
             options=options,
@@ -76,8 +77,11 @@ def push(
     if session.as_json:
         print_json(version)
     else:
-        _note_guesses(directory, target, version, has_labels=labels is not None)
-        note(f"model {name} of {version.tenant}: version {version.number}, {version.digest[:12]}")
+        _note_guesses(directory, version, has_labels=labels is not None, has_domain=bool(path))
+        note(
+            f"model {name} of {version.tenant}: version {version.number}, {version.digest[:12]}, "
+            f"on {version.base}{_tables(version)}"
+        )
 
 
 @command(app, "list")
@@ -173,14 +177,27 @@ def delete(
         note(f"{what} deleted")
 
 
-def _note_guesses(directory: Path, base: str, version: Version, *, has_labels: bool) -> None:
+def _tables(version: Version) -> str:
+    """Which tables a version reads; nothing if its base has none."""
+    if not version.table_version:
+        return ""
+    which = "the latest tables" if version.follow else "today's tables"
+    return f" with {which} of {named(version.domain)}"
+
+
+def _note_guesses(directory: Path, version: Version, *, has_labels: bool, has_domain: bool) -> None:
     """Say what was assumed and may be wrong: nobody else would notice."""
     if not has_labels and version.labels and version.labels[0] == "LABEL_0":
         note(f"no labels given: LABEL_0 … LABEL_{len(version.labels) - 1}; give --labels")
+    if version.table_version and not has_domain:
+        note(f"no domain given: it reads the root's tables; `--domain {ROOT}` says that it should")
     trained_on = trained_base_of(directory)
     # A hub's name for the base often holds the short one: sentence-transformers/all-MiniLM-L6-v2.
-    if trained_on is not None and base.lower() not in trained_on.lower():
-        note(f"the adapter names {trained_on} as its base, not {base}: check that they are one")
+    if trained_on is not None and version.base.lower() not in trained_on.lower():
+        note(
+            f"the adapter names {trained_on} as its base, not {version.base}: check that they are "
+            "one"
+        )
 
 
 def _parse_split(targets: list[str]) -> dict[int, int]:

@@ -13,11 +13,11 @@ from hmi.bases import trained_on
 from hmi.cli.domain_options import ROOT
 from hmi.cli.output import note, print_json, size
 from hmi.cli.session import Json
-from hmi.errors import HmiError, InvalidArgument
+from hmi.cli.wording import of_a_local_run
+from hmi.errors import InvalidArgument
 from hmi.stack import DEFAULT_BASE
 
 if TYPE_CHECKING:
-    from services.common.errors import HmiError as ServiceError
     from services.executor.train import TrainOptions, TrainReport
 
 _WRITTEN = ("adapter_config.json", "adapter_model.safetensors", "hmi.json")
@@ -78,13 +78,17 @@ def train(
     base_dir, own_encoder = trained_on(base, base_dir)
     local_encoder = local_encoder or own_encoder
     if domain is not None and local_encoder is None:
-        raise InvalidArgument(f"base {base} is not split: it has no domains", field="domain")
+        raise InvalidArgument(
+            f"--domain: base {base} is not split, so it has no domains: leave it out, or name a "
+            "split --base such as hminilm",
+            field="domain",
+        )
     kinds = [kind.value for kind in Adapter]
     tasks = [kind.value for kind in Task]
     if adapter not in kinds:
-        raise InvalidArgument(f"--adapter is none of {', '.join(kinds)}", field="adapter")
+        raise InvalidArgument(f"--adapter {adapter} is none of {', '.join(kinds)}", field="adapter")
     if task is not None and task not in tasks:
-        raise InvalidArgument(f"--task is none of {', '.join(tasks)}", field="task")
+        raise InvalidArgument(f"--task {task} is none of {', '.join(tasks)}", field="task")
     try:
         options = TrainOptions(
             data=data,
@@ -108,19 +112,11 @@ def train(
         split(read_examples(options.data, options.task), options.held_out, options.seed)
         report = _fit(options, is_quiet=as_json)
     except ServiceError as error:
-        raise _as_users(error) from error
+        raise of_a_local_run(error) from error
     if as_json:
         print_json(report.to_json())
     else:
         _show(report, options)
-
-
-def _as_users(error: ServiceError) -> HmiError:
-    """The error as this package's, with the option that it is about."""
-    field = getattr(error, "field", None)
-    if field is None:
-        return HmiError(error.message, reason=error.reason)
-    return InvalidArgument(error.message, field=field, reason=error.reason)
 
 
 def _fit(options: TrainOptions, *, is_quiet: bool) -> TrainReport:
