@@ -36,9 +36,9 @@ BIGRAM = 2 << 42 | 3 << 21
 
 
 @contextmanager
-def opened(blobs: TableBlobs, *, host_bytes: int = 1 << 20) -> Iterator[TableStore]:
+def opened(blobs: TableBlobs, *, host_bytes: int = 1 << 20, name: str = "") -> Iterator[TableStore]:
     loader = new_loader(blobs, {ENCODER: FakeEncoder(3)})  # type: ignore[arg-type]
-    store = TableStore(loader, host_bytes=host_bytes, tier=HotTier(1 << 12, CPU))
+    store = TableStore(loader, host_bytes=host_bytes, tier=HotTier(1 << 12, CPU), name=name)
     try:
         yield store
     finally:

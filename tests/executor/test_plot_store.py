@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 
 from services.common.errors import (
     Internal,
@@ -177,6 +178,17 @@ def test_a_table_that_nobody_came_for_leaves_after_a_while(
         time.sleep(0.06)
         store.drop_idle(0)
         assert store.versions() == frozenset()
+
+
+def test_a_store_that_is_closed_leaves_no_figures(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path)
+    (version,) = siblings(blobs, 1)
+    with opened(blobs, name="left") as store:
+        table = wait_for(store, version)
+        store.refresh_hot()
+        assert b'base="left"' in generate_latest()
+    store.release(table)
+    assert b'base="left"' not in generate_latest()
 
 
 def test_a_table_that_can_never_fit_is_refused(tmp_path: Path) -> None:

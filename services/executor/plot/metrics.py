@@ -15,3 +15,11 @@ LOAD_SECONDS = Histogram(
     "Time to load one table version.",
     buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0),
 )
+
+
+def forget(base: str) -> None:
+    """A base is no longer served: it has no tables."""
+    for gauge in (TABLES, HOST_BYTES):
+        gauge.remove(base)
+    for tier in ("hot", "mapped"):
+        ROWS.remove(base, tier)

@@ -107,6 +107,8 @@ class TableStore:
             self._is_closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._refreshing.close()
+        metrics.forget(self._name)
+        DEVICE_BYTES.remove(self._name, "tables")
 
     def prefetch(self, version: str) -> None:
         """Begin to load unless it is loaded or loading."""
@@ -181,6 +183,8 @@ class TableStore:
             with self._lock:
                 nodes = self._loaded.nodes
             self._tier.choose(nodes)
+        if self._is_closed:
+            return
         num_hot, size_bytes = sum(len(n.hot) for n in nodes), sum(n.hot.size_bytes for n in nodes)
         metrics.ROWS.labels(self._name, "hot").set(num_hot)
         DEVICE_BYTES.labels(self._name, "tables").set(size_bytes)
@@ -255,6 +259,8 @@ class TableStore:
 
     def _observe(self) -> None:
         """What changes as tables come and go; hot rows are observed as they are chosen."""
+        if self._is_closed:
+            return
         metrics.TABLES.labels(self._name).set(len(self._loaded))
         metrics.ROWS.labels(self._name, "mapped").set(self._loaded.num_rows)
         metrics.HOST_BYTES.labels(self._name).set(self._loaded.size_bytes)
