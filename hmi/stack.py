@@ -16,16 +16,17 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 from hmi.bases import hminilm_files, minilm_directory
-from hmi.client import Base, Client, RetryPolicy
+from hmi.client import Base, Client
 from hmi.errors import HmiError, NotFound, Unauthenticated
 from hmi.readiness import Readiness
+from hmi.split_base import SplitBase
 from hmi.supervisor import Child, ChildSpec, StackError
 
 HOST = "127.0.0.1"
@@ -251,18 +252,9 @@ class LocalStack:
         """Register the split MiniLM, if it comes along; nobody waits for its tables to fill."""
         files = hminilm_files() if self._with_split_base else ()
         if files:
-            threading.Thread(target=self._register_split_base, args=(files,), daemon=True).start()
-
-    def _register_split_base(self, files: Sequence[Path]) -> None:
-        never = RetryPolicy(max_attempts=1)  # a stack that is stopping must not be waited for
-        with Client(self.address, key=self.admin_key, retry=never) as client:
-            try:
-                client.add_base(
-                    SPLIT_BASE, minilm_directory(), further_files=files, timeout=_START_S
-                )
-            except HmiError as error:
-                if not self._is_stopping:
-                    self._on_event(f"base {SPLIT_BASE} is not registered: {error}")
+            split = SplitBase(SPLIT_BASE, files, self._on_event, lambda: self._is_stopping)
+            arguments = (self.address, self.admin_key)
+            threading.Thread(target=split.register, args=arguments, daemon=True).start()
 
     def _check_children(self) -> None:
         for child in self._children.values():

@@ -18,6 +18,7 @@ from hmi.cli.output import note
 from hmi.cli.session import Session, is_quiet
 from hmi.client import Domain
 from hmi.errors import HmiError, InvalidArgument
+from services.common.ids import domain_label
 
 _ENCODER = SPLIT[0]
 
@@ -38,10 +39,9 @@ def encoder_of(parent: Domain, base_dir: Path | None, given: Path | None) -> Pat
     for path in [given] if given is not None else known:
         if path.is_file() and _sha256(path) == parent.encoder_sha256:
             return path
-    where = f"domain '{parent.path}'" if parent.path else f"the root of {parent.base}"
     raise InvalidArgument(
-        f"--adapt continues the encoder of {where}, {parent.encoder_sha256[:12]}…: give its file "
-        "with --parent-encoder",
+        f"--adapt continues the encoder of {domain_label(parent.path)}, "
+        f"{parent.encoder_sha256[:12]}…: give its file with --parent-encoder",
         field="parent_encoder",
     )
 

@@ -14,10 +14,11 @@ from hmi.cli.session import Session, is_quiet
 from hmi.client import Base
 from hmi.corpus import check_files, count_corpus
 from hmi.errors import InvalidArgument
+from services.common.ngram_counts import NgramCounts
 
 
-def counted(session: Session, base: Base, files: list[Path], base_dir: Path | None) -> bytes:
-    """The counts blob of a corpus, as a base's tokenizer makes its n-grams.
+def counted(session: Session, base: Base, files: list[Path], base_dir: Path | None) -> NgramCounts:
+    """The counts of a corpus, as a base's tokenizer makes its n-grams.
 
     Args:
         base_dir: The base's checkpoint; MiniLM's if None.
@@ -47,4 +48,4 @@ def counted(session: Session, base: Base, files: list[Path], base_dir: Path | No
         note(f"{counts.num_tokens} tokens, {len(counts.keys)} n-grams counted")
         if undercount:
             note(f"the rarest were left out: a count may be too low by {undercount}")
-    return counts.to_bytes()
+    return counts

@@ -21,6 +21,13 @@ _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 Path_ = Annotated[
     str, typer.Argument(metavar="PATH", help=f"Such as news/sport; {ROOT} is the root.")
 ]
+NewPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help=f"Such as news, or news/sport below it; the root, {ROOT}, comes with its base.",
+    ),
+]
 Everything = Annotated[
     str, typer.Argument(metavar="PATH", help="This node and those below it; all by default.")
 ]
@@ -29,7 +36,7 @@ BaseName = Annotated[
 ]
 Alpha = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Share of counted n-grams to cover; 0 is the default, 0.5."),
+    typer.Option(min=0, max=1, help="Share of counted n-grams to cover; 0: default, 0.5."),
 ]
 Budget = Annotated[
     str | None, typer.Option(metavar="BYTES", help="For its own rows, such as 64M; 0: default.")
@@ -67,7 +74,13 @@ Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for tables.
 
 
 def inner(path: str) -> str:
-    """The path as it is known inside, where the root's is empty."""
+    """The path as it is known inside, where the root's is empty.
+
+    Raises:
+        InvalidArgument: It is empty already: a shell's unset variable must not mean a whole tree.
+    """
+    if not path:
+        raise InvalidArgument(f"PATH is empty: name a domain; {ROOT} is the root", field="path")
     return "" if path == ROOT else path
 
 

@@ -164,7 +164,9 @@ def _legend(y: float) -> str:
 
 def _summary(nodes: Sequence[DomainStats]) -> str:
     own = size(sum(stats.size_bytes for stats in nodes))
-    return f"{len(nodes)} nodes, {own}; {size(saved_bytes(nodes))} less than flat tables would take"
+    saved = saved_bytes(nodes)
+    less = "" if saved is None else f"; {size(saved)} less than flat tables would take"
+    return f"{len(nodes)} nodes, {own}{less}"
 
 
 def _short(text: str, limit: int = 28) -> str:

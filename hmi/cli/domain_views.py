@@ -5,7 +5,7 @@ Knows nodes and what is worth telling of them; does not know where they come fro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
@@ -13,11 +13,25 @@ from hmi.cli.domain_options import named
 from hmi.cli.output import note, print_table, size, to_json
 from hmi.client import Domain, DomainChange, DomainStats, EndedUpdate, UpdateOutcome
 
+_TREE_LEGEND = (
+    "rows are a domain's own, those above it left out; flat: what one table of all that its models "
+    "look up would take, - if it has none; hits: tokens answered by a 3-, 2-, 1-gram or computed"
+)
+_STATS_LEGEND = (
+    "models: versions that read it, and what one takes beside the table; tokens: counted in "
+    "corpora and traffic, sub-domains' too, older ones for less; -: none, or for admins to see"
+)
+_CHANGES_LEGEND = (
+    "in, out: rows that come and go; moved up: of those in, as two sub-domains want them; later: "
+    "what one update may not change yet; rows: afterwards; coverage: share of what is counted that "
+    "has a row, here or above"
+)
+
 
 def hit_rates(stats: DomainStats) -> dict[str, float] | None:
-    """Shares of its tokens by what answered them; None if none is counted."""
+    """Shares of its tokens by what answered them; None if none is counted, or not for us to see."""
     lookups = stats.lookups
-    if not lookups.num_tokens:
+    if lookups is None or not lookups.num_tokens:
         return None
     return {
         "trigram": lookups.num_trigram / lookups.num_tokens,
@@ -27,11 +41,22 @@ def hit_rates(stats: DomainStats) -> dict[str, float] | None:
     }
 
 
-def saved_bytes(nodes: Sequence[DomainStats]) -> int:
-    """What flat tables that answer the same lookups would take more than these nodes: one for each
-    node that models read. A node that none reads takes bytes and would have no flat table."""
-    flat_bytes = sum(stats.flat_bytes for stats in nodes if stats.num_versions)
-    return max(0, flat_bytes - sum(stats.size_bytes for stats in nodes))
+def flat_bytes(nodes: Sequence[DomainStats]) -> int | None:
+    """What flat tables that answer the same lookups would take: one for each node that models read,
+    as a node that none reads would have none. None if which are read is not for us to see."""
+    if any(stats.num_versions is None for stats in nodes):
+        return None
+    return sum(stats.flat_bytes for stats in nodes if stats.num_versions)
+
+
+def saved_bytes(nodes: Sequence[DomainStats]) -> int | None:
+    """What flat tables would take more than these nodes do; None as `flat_bytes`."""
+    flat = flat_bytes(nodes)
+    return None if flat is None else max(0, flat - _size_bytes(nodes))
+
+
+def _size_bytes(nodes: Sequence[DomainStats]) -> int:
+    return sum(stats.size_bytes for stats in nodes)
 
 
 def rows_by_order(stats: DomainStats) -> tuple[int, int, int]:
@@ -60,12 +85,16 @@ def _note_rolled_back(nodes: Iterable[DomainStats]) -> None:
 
 def tree_table(nodes: Sequence[DomainStats]) -> None:
     """A tree, parents before children, on stdout."""
+    sums = [sum(column) for column in zip(*map(rows_by_order, nodes), strict=True)]
     print_table(
-        ("domain", "1-grams", "2-grams", "3-grams", "bytes", "hits 3/2/1/none", "saved"),
+        ("domain", "1-grams", "2-grams", "3-grams", "bytes", "flat", "hits 3/2/1/computed"),
         [_tree_row(stats) for stats in nodes]
-        + [("total", *_totals(nodes), None, size(saved_bytes(nodes)))],
-        whole=("domain", "bytes", "hits 3/2/1/none"),
+        + [("total", *sums, size(_size_bytes(nodes)), _size(flat_bytes(nodes)), None)],
+        whole=("domain", "bytes", "flat", "hits 3/2/1/computed"),
     )
+    note(_TREE_LEGEND)
+    if (saved := saved_bytes(nodes)) is not None:
+        note(f"saved by sharing: {size(saved)}" if saved else "saved by sharing: nothing yet")
     _note_rolled_back(nodes)
 
 
@@ -80,14 +109,13 @@ def _tree_row(stats: DomainStats) -> tuple[object, ...]:
         "  " * depth + name + marks,
         *rows_by_order(stats),
         size(stats.size_bytes),
+        size(stats.flat_bytes) if stats.num_versions else None,
         None if rates is None else " / ".join(f"{rate:.0%}" for rate in rates.values()),
-        size(saved_bytes([stats])),
     )
 
 
-def _totals(nodes: Sequence[DomainStats]) -> tuple[object, ...]:
-    sums = [sum(column) for column in zip(*map(rows_by_order, nodes), strict=True)] or [0, 0, 0]
-    return (*sums, size(sum(stats.size_bytes for stats in nodes)))
+def _size(num_bytes: int | None) -> str | None:
+    return None if num_bytes is None else size(num_bytes)
 
 
 def tree_as_json(base: str, nodes: Sequence[DomainStats]) -> Any:
@@ -95,14 +123,7 @@ def tree_as_json(base: str, nodes: Sequence[DomainStats]) -> Any:
     return {
         "base": base,
         "saved_bytes": saved_bytes(nodes),
-        "nodes": [
-            {
-                **to_json(stats),
-                "hit_rates": hit_rates(stats),
-                "saved_bytes": saved_bytes([stats]),
-            }
-            for stats in nodes
-        ],
+        "nodes": [{**to_json(stats), "hit_rates": hit_rates(stats)} for stats in nodes],
     }
 
 
@@ -117,8 +138,8 @@ def stats_table(nodes: Sequence[DomainStats]) -> None:
                 sum(stats.num_entries),
                 size(stats.size_bytes),
                 stats.num_versions,
-                size(stats.version_bytes / stats.num_versions) if stats.num_versions else None,
-                int(stats.counted_tokens),
+                _a_model(stats),
+                None if stats.counted_tokens is None else int(stats.counted_tokens),
                 stats.domain.table_version[:12] or None,
                 stats.commit_time,
             )
@@ -126,13 +147,28 @@ def stats_table(nodes: Sequence[DomainStats]) -> None:
         ),
         whole=("table", "bytes"),
     )
+    note(_STATS_LEGEND)
     _note_rolled_back(nodes)
 
 
-def changes_table(changes: Sequence[DomainChange]) -> None:
-    """What an update changes, on stdout."""
+def _a_model(stats: DomainStats) -> str | None:
+    """What one of its models takes beside the table, on average."""
+    if not stats.num_versions or stats.version_bytes is None:
+        return None
+    return size(stats.version_bytes / stats.num_versions)
+
+
+def update_plan(changes: Sequence[DomainChange], reasons: Mapping[str, str]) -> None:
+    """What an update changes, on stdout, and why it leaves other nodes as they are."""
+    if changes:
+        _changes_table(changes)
+    for path, reason in reasons.items():
+        note(f"{path} stays as it is: {reason}")
+
+
+def _changes_table(changes: Sequence[DomainChange]) -> None:
     print_table(
-        ("domain", "order", "in", "moved up", "out", "later", "rows", "coverage"),
+        ("domain", "n-grams", "in", "moved up", "out", "later", "rows", "coverage"),
         (
             (
                 named(change.path),
@@ -146,4 +182,6 @@ def changes_table(changes: Sequence[DomainChange]) -> None:
             )
             for change in changes
         ),
+        whole=("coverage",),
     )
+    note(_CHANGES_LEGEND)

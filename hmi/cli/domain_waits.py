@@ -82,7 +82,7 @@ def _patience(session: Session, title: str, timeout: float) -> Iterator[Callable
         if time.monotonic() > end:
             raise DeadlineExceeded(
                 f"{title}: not done after {timeout:g} s; it goes on by itself, see "
-                "`hmi domains tree`, and whether an executor runs"
+                "`hmi domains tree`; if it stays so, ask an admin whether an executor runs"
             )
         time.sleep(_POLL_S)
 

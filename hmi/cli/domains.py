@@ -21,6 +21,7 @@ from hmi.cli.domain_options import (
     Corpus,
     Everything,
     HalfLife,
+    NewPath,
     NoWait,
     ParentEncoder,
     Path_,
@@ -32,14 +33,15 @@ from hmi.cli.domain_options import (
     is_within,
     named,
 )
+from hmi.cli.domain_reasons import about_rows, unchanged
 from hmi.cli.domain_svg import tree_svg
-from hmi.cli.domain_views import changes_table, stats_table, tree_as_json, tree_table
+from hmi.cli.domain_views import stats_table, tree_as_json, tree_table, update_plan
 from hmi.cli.domain_waits import wait_for_table, wait_for_update
-from hmi.cli.output import note, print_json, upload_bar
+from hmi.cli.output import note, print_json, to_json, upload_bar
 from hmi.cli.session import Session, command, is_quiet
 from hmi.client import Base, Client, Domain, MissPolicy
 from hmi.corpus import check_files
-from hmi.errors import AlreadyExists, InvalidArgument, NotFound
+from hmi.errors import InvalidArgument, NotFound
 
 app = typer.Typer(help="Domains: trees of lookup tables.", rich_markup_mode=None)
 
@@ -49,7 +51,7 @@ _DEFAULT_SPLIT_BASE = "hminilm"
 @command(app, "create")
 def create(
     session: Session,
-    path: Path_,
+    path: NewPath,
     base: BaseName = None,
     corpus: Corpus = None,
     base_dir: BaseDir = None,
@@ -67,18 +69,27 @@ def create(
     """Add a domain below its path's prefix, and fill its table from a corpus.
 
     With --tenant, or a tenant's key, only that tenant sees it; otherwise everyone does. A tenant's
-    domain bears its name, as `acme` or `news/acme`, or is below one that does, as `acme/faq`.
+    domain bears its name, as `acme` or `news/acme`, or is below one that does, as `acme/faq`. A
+    row is made of n-grams that the corpus has twice or more and the domains above have not.
     """
+    if not inner(path):
+        raise InvalidArgument(
+            "the root comes with its base: name a domain below it, such as news; "
+            f"`hmi domains set {ROOT}` changes the root",
+            field="path",
+        )
     files = corpus or []
     check_files(files)
     miss_policy, byte_budget = as_policy(policy), as_bytes(budget)
     with session.client() as client:
         of = _split_base(client, base)
-        parent = _free_parent(client, of.name, path)
+        # What is wrong with it is said before a corpus is counted for minutes.
+        client.create_domain(of.name, path, dry_run=True)
         encoder = None
         if adapt:
             if not files:
                 raise InvalidArgument("--adapt needs a --corpus", field="corpus")
+            parent = client.get_domain(of.name, path.rpartition("/")[0])
             known = encoder_of(parent, base_dir, parent_encoder)
             encoder = adapted(
                 session, files, known, base_dir=base_dir, out=adapt_out, num_tokens=adapt_tokens
@@ -88,7 +99,7 @@ def create(
             domain = client.create_domain(
                 of.name,
                 path,
-                counts=counts,
+                counts=counts.to_bytes() if counts else None,
                 encoder=encoder,
                 miss_policy=miss_policy or MissPolicy.UNSPECIFIED,
                 alpha=alpha or 0.0,
@@ -98,7 +109,10 @@ def create(
             )
         if not no_wait:
             domain = wait_for_table(session, client, domain, timeout)
+            [stats] = [one for one in client.list_domains(of.name) if one.domain.path == path]
     _changed(session, domain)
+    if not no_wait and not session.as_json:
+        note(about_rows(stats, counts))
 
 
 @command(app, "tree")
@@ -149,21 +163,34 @@ def update(
     no_wait: NoWait = False,
     timeout: Timeout = 600.0,
 ) -> None:
-    """Make new tables from what was counted (admin), after showing what changes."""
+    """Make new tables from what corpora and traffic counted (admin), after showing what changes.
+
+    A line for each domain and length of n-gram: rows that come in (some moved up from sub-domains),
+    that go out, that wait for a later update, and that there are afterwards; and the share of what
+    is counted that has a row, here or above. Domains that stay as they are are named with the
+    reason.
+    """
+    top = inner(path)
     with session.client() as client:
         name = _split_base(client, base).name
-        planned = client.update_domains(name, inner(path), dry_run=True)
+        planned = client.update_domains(name, top, dry_run=True)
+        nodes = [one for one in client.list_domains(name) if is_within(one.domain.path, top)]
+        reasons = unchanged(nodes, planned.changes, client.list_tenants())
         if not session.as_json:
-            changes_table(planned.changes)
+            update_plan(planned.changes, reasons)
         begun = planned
         if planned.changes and not dry_run:
-            begun = client.update_domains(name, inner(path))
+            begun = client.update_domains(name, top)
             if begun.update_id and not no_wait:
                 wait_for_update(session, client, name, begun.update_id, timeout)
     if session.as_json:
-        print_json(begun)
+        print_json({**to_json(begun), "unchanged": reasons})
     elif begun.update_id:
         note(f"update {begun.update_id} of {name} {'begun' if no_wait else 'committed'}")
+    elif dry_run:
+        note("dry run: nothing was changed")
+    else:
+        note(f"nothing to update in {name}")
 
 
 @command(app, "rollback")
@@ -228,20 +255,6 @@ def _split_base(client: Client, name: str | None) -> Base:
         return next(iter(split.values()))
     known = ", ".join(split) or "there is none"
     raise InvalidArgument(f"--base is needed: name a split base ({known})", field="base")
-
-
-def _free_parent(client: Client, base: str, path: str) -> Domain:
-    """The parent of a new node. That it is missing, or the node is not, is said before a corpus is
-    counted for minutes.
-    """
-    parent = client.get_domain(base, path.rpartition("/")[0])
-    try:
-        client.get_domain(base, path)
-    except NotFound:
-        return parent
-    raise AlreadyExists(
-        f"base '{base}' has a domain '{path}' already: `hmi domains update` fills it"
-    )
 
 
 def _changed(session: Session, domain: Domain) -> None:

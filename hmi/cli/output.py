@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -60,17 +61,31 @@ def print_table(
 ) -> None:
     """A table on stdout; texts are shown as they are, markup in them is not read.
 
+    A terminal's width folds it; anywhere else a row is a line, whole.
+
     Args:
         columns: Titles.
         rows: A value a column.
-        whole: Titles of the columns that are never folded.
+        whole: Titles of the columns that a terminal does not fold.
     """
+    console = Console()
+    if not console.is_terminal:
+        _print_lines(columns, rows)
+        return
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column in whole)
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
-    Console().print(table)
+    console.print(table)
+
+
+def _print_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table for a pipe or a file: columns aligned, no line broken nor cut."""
+    lines = [list(columns), *([" ".join(_cell(one).splitlines()) for one in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(map(set_cell_size, line, widths)).rstrip())
 
 
 def note(text: str) -> None:

@@ -64,7 +64,8 @@ class Session:
                 if error.reason != "NOT_ADMIN":
                     raise
                 raise PermissionDenied(
-                    f"{error.message}; {self._about_key()}", reason=error.reason
+                    f"{error.message}: ask an admin, or, if you are one: {self._about_key()}",
+                    reason=error.reason,
                 ) from error
             except InvalidArgument as error:
                 if error.field != "x-hmi-tenant":

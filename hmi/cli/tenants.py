@@ -12,11 +12,22 @@ from hmi.cli.session import MAX_UINT32, Session, command
 from hmi.client import Quota, Tenant
 from hmi.errors import AlreadyExists
 
+MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
+"""As the gateway takes them. On the wire 0 is a weight that is not given, so it stands for 1."""
+
 app = typer.Typer(help="Tenants (admin).", rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(metavar="NAME")]
+Weight = Annotated[
+    float | None,
+    typer.Option(
+        min=MIN_WEIGHT,
+        max=MAX_WEIGHT,
+        help="Share of the accelerator, relative to other tenants' when all have work.",
+    ),
+]
 
-_QUOTA = "Quota; 0 is the default."
+_QUOTA = "Quota; 0: the deployment's default."
 _COLUMNS = ("tenant", "weight", "requests/s", "tokens/s", "queued", "models", "shares", "created")
 _SHARES = "Whether its n-gram counts may shape tables that others share."
 
@@ -25,7 +36,7 @@ _SHARES = "Whether its n-gram counts may shape tables that others share."
 def create(
     session: Session,
     name: Name,
-    weight: Annotated[float, typer.Option(min=0, help="Share of the accelerator.")] = 1.0,
+    weight: Weight = 1.0,
     requests_per_second: Annotated[float, typer.Option(min=0, help=_QUOTA)] = 0.0,
     tokens_per_second: Annotated[float, typer.Option(min=0, help=_QUOTA)] = 0.0,
     max_queued_items: Annotated[int, typer.Option(min=0, max=MAX_UINT32, help=_QUOTA)] = 0,
@@ -36,7 +47,7 @@ def create(
     quota = Quota(requests_per_second, tokens_per_second, max_queued_items, max_models)
     with session.client() as client:
         created = client.create_tenant(
-            name, weight=weight, quota=quota, shares_counts=shares_counts
+            name, weight=weight or 1.0, quota=quota, shares_counts=shares_counts
         )
     if created.key is None:
         raise AlreadyExists(
@@ -54,7 +65,7 @@ def create(
 def set_(
     session: Session,
     name: Name,
-    weight: Annotated[float | None, typer.Option(min=0, help="Share of the accelerator.")] = None,
+    weight: Weight = None,
     requests_per_second: Annotated[float | None, typer.Option(min=0, help=_QUOTA)] = None,
     tokens_per_second: Annotated[float | None, typer.Option(min=0, help=_QUOTA)] = None,
     max_queued_items: Annotated[

@@ -164,7 +164,9 @@ class Lookups:
 
 @dataclass(frozen=True, slots=True)
 class DomainStats:
-    """What a node holds and does. Counts of traffic are 0 to whoever is no admin."""
+    """What a node holds and does. What only admins see is None to others: counts of traffic, and of
+    a shared node's models.
+    """
 
     domain: Domain
     num_entries: tuple[int, ...]
@@ -172,26 +174,26 @@ class DomainStats:
     size_bytes: int
     flat_bytes: int
     """What a flat table that answers the same lookups would take."""
-    num_versions: int
-    version_bytes: int
+    num_versions: int | None
+    version_bytes: int | None
     """What its models' adapters and heads take together."""
-    counted_tokens: float
-    lookups: Lookups
+    counted_tokens: float | None
+    lookups: Lookups | None
     commit_time: datetime | None
 
     @classmethod
     def from_pb(cls, message: domain_pb2.DomainStats) -> DomainStats:
-        committed = message.HasField("commit_time")
+        seen = {field.name for field, _ in message.ListFields()}
         return cls(
             domain=Domain.from_pb(message.domain),
             num_entries=tuple(message.num_entries),
             size_bytes=message.size_bytes,
             flat_bytes=message.flat_bytes,
-            num_versions=message.num_versions,
-            version_bytes=message.version_bytes,
-            counted_tokens=message.counted_tokens,
-            lookups=Lookups.from_pb(message.lookups),
-            commit_time=to_datetime(message.commit_time) if committed else None,
+            num_versions=message.num_versions if "num_versions" in seen else None,
+            version_bytes=message.version_bytes if "version_bytes" in seen else None,
+            counted_tokens=message.counted_tokens if "counted_tokens" in seen else None,
+            lookups=Lookups.from_pb(message.lookups) if "lookups" in seen else None,
+            commit_time=to_datetime(message.commit_time) if "commit_time" in seen else None,
         )
 
 
@@ -210,6 +212,10 @@ class DomainChange:
     num_entries: int
     coverage_before: float
     coverage_after: float
+    num_withheld: int
+    """N-grams counted more than once that too few tenants sent for a shared table."""
+    num_over_budget: int
+    """Rows wanted that its byte budget does not pay for."""
 
     @classmethod
     def from_pb(cls, message: domain_pb2.DomainChange) -> DomainChange:
@@ -223,6 +229,8 @@ class DomainChange:
             message.num_entries,
             message.coverage_before,
             message.coverage_after,
+            message.num_withheld,
+            message.num_over_budget,
         )
 
 

@@ -44,6 +44,7 @@ class DomainCalls(UploadCalls):
         alpha: float = 0.0,
         byte_budget: int = 0,
         half_life_tokens: int = 0,
+        dry_run: bool = False,
         request_id: str | None = None,
         progress: Progress | None = None,
         timeout: float | None = None,
@@ -62,6 +63,7 @@ class DomainCalls(UploadCalls):
             alpha: Share of the counted occurrences that its table is to cover; 0: the default.
             byte_budget: Bytes its own rows may take; 0: the default.
             half_life_tokens: Tokens after which a count weighs half; 0: the default.
+            dry_run: Only check what is said of it, without counts and encoder.
             request_id: Makes a repetition by the caller safe; one is made up if None.
             progress: Called with (bytes sent, bytes in all).
 
@@ -91,6 +93,7 @@ class DomainCalls(UploadCalls):
             encoder_sha256=digests[1],
             encoder_bytes=len(blobs[1]),
             request_id=request_id or uuid.uuid4().hex,
+            is_dry_run=dry_run,
         )
 
         def messages() -> AsyncIterator[domain_pb2.CreateDomainRequest]:

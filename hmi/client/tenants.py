@@ -20,6 +20,7 @@ from hmi.client.resources import (
     Usage,
 )
 from hmi.client.transport import Repeat, Transport
+from hmi.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from hmi.admin.v1.tenant_pb2_grpc import TenantServiceAsyncStub
@@ -173,6 +174,8 @@ class TenantCalls:
 
 
 def _tenant(name: str, weight: float, quota: Quota, shares_counts: bool) -> resources_pb2.Tenant:
+    if not weight:  # would be one that is not given, which stands for 1
+        raise InvalidArgument("weight must be more than 0", field="tenant.weight")
     return resources_pb2.Tenant(
         name=name, weight=weight, quota=quota.to_pb(), shares_counts=shares_counts
     )

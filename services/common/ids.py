@@ -76,6 +76,11 @@ def check_own_path(field: str, path: str, tenant: str) -> str:
     return path
 
 
+def domain_label(path: str) -> str:
+    """A node as messages name it; the root's path is empty."""
+    return f"domain '{path}'" if path else "the root domain"
+
+
 def parent_path(path: str) -> str:
     """The path of a domain's parent; the root's is empty, and so is its children's parent."""
     return path.rpartition("/")[0]

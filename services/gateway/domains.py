@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hmi.admin.v1 import domain_pb2, resources_pb2
 from hmi.knowledge.v1 import domain_pb2 as pb
 from services.common.errors import (
+    AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -25,6 +26,7 @@ from services.common.ids import (
     check_own_path,
     check_path,
     check_sha256,
+    domain_label,
     parent_path,
 )
 from services.common.knowledge import BlobCache, Blobs
@@ -86,7 +88,8 @@ def own_node(mirror: Mirror, caller: Caller, base: str, path: str) -> resources_
     found = node(mirror, caller, base, path)
     if not caller.is_admin and found.tenant != caller.tenant:
         raise PermissionDenied(
-            f"domain '{path}' is shared: an admin key is needed to change it", reason="NOT_ADMIN"
+            f"{domain_label(path)} is shared: an admin key is needed to change it",
+            reason="NOT_ADMIN",
         )
     return found
 
@@ -151,6 +154,9 @@ class DomainUploads:
         base = split_base(self._mirror, "header.domain.base", header.domain.base)
         self._check_header(header)
         domain = self._new_node(caller, header)
+        if header.is_dry_run:
+            self._check_free(domain)
+            return domain
         with self._memory.holding() as held:
             pieces = Pieces(chunks)
             counts = await self._counts(caller.tenant, header, pieces, held)
@@ -214,6 +220,13 @@ class DomainUploads:
             half_life_tokens=given.half_life_tokens,
             is_frozen=given.is_frozen,
         )
+
+    def _check_free(self, domain: resources_pb2.Domain) -> None:
+        if domain.path in self._mirror.state.domains.get(domain.base, {}):
+            raise AlreadyExists(
+                f"base '{domain.base}' has a domain '{domain.path}' already",
+                reason="DOMAIN_EXISTS",
+            )
 
     async def _counts(
         self, owner: str, header: domain_pb2.CreateDomainHeader, pieces: Pieces, held: Holding

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from hmi.admin.v1 import resources_pb2
 from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.errors import FailedPrecondition, NotFound
-from services.common.ids import is_name
+from services.common.ids import domain_label, is_name
 from services.gateway.domain import Base, Version
 from services.gateway.state import Model, State
 
@@ -189,7 +189,7 @@ def current_table(domain: resources_pb2.Domain) -> str:
     """
     if not domain.table_version:
         raise FailedPrecondition(
-            f"the first table of domain '{domain.path}' is not there yet: wait for it "
+            f"the first table of {domain_label(domain.path)} is not there yet: wait for it "
             "(`hmi domains tree`)",
             reason="NO_TABLE",
         )

@@ -167,6 +167,8 @@ def test_tenant_is_sent_as_metadata(target: list[str], gateway: _Gateway) -> Non
         (["models", "traffic", "m", "1=9999999999999"], 1),
         (["models", "traffic", "m", "9999999999999=100"], 1),
         (["tenants", "create", "x", "--max-models", "-1"], 2),
+        (["tenants", "create", "x", "--weight", "0"], 2),
+        (["tenants", "set", "x", "--weight", "0"], 2),
         (["predict", "--model", "m", "one", "--pair", "a", "--pair", "b"], 1),
         (["models", "activate", "m", "first"], 2),
     ],

@@ -26,7 +26,7 @@ from hmi.admin.v1 import (
 from hmi.cli.domain_views import saved_bytes
 from hmi.cli.main import run, spread
 from hmi.client.domain_resources import DomainStats
-from services.common.errors import NotFound
+from services.common.errors import AlreadyExists, HmiError, NotFound
 from services.common.ngram_counts import NgramCounts
 from tests.gateway.blobs import lora_blob, sha256
 from tests.gateway.conftest import tokenizer_json
@@ -56,7 +56,11 @@ def node(path: str, **fields: Any) -> resources_pb2.Domain:
     )  # fmt: skip
 
 
-class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServiceServicer):
+class _Gateway(
+    domain_pb2_grpc.DomainServiceServicer,
+    model_pb2_grpc.ModelServiceServicer,
+    tenant_pb2_grpc.TenantServiceServicer,
+):
     """A tree of four nodes; what is created takes two looks until it has its table."""
 
     def __init__(self) -> None:
@@ -65,6 +69,11 @@ class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServic
         self.updates: list[domain_pb2.UpdateDomainsRequest] = []
         self.uploads: list[model_pb2.UploadHeader] = []
         self.looks = 0
+        self.change = domain_pb2.DomainChange(
+            path="news", order=3, num_added=12, num_promoted=3, num_removed=4, num_deferred=5,
+            num_entries=38, coverage_before=0.25, coverage_after=0.5,
+        )  # fmt: skip
+        self.made = {path: stats(path) for path in PATHS}
         self.ended = resources_pb2.EndedUpdate(outcome=resources_pb2.UPDATE_OUTCOME_COMMITTED)
 
     def GetBase(self, request: Any, context: Any) -> model_pb2.GetBaseResponse:
@@ -89,22 +98,28 @@ class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServic
 
     def CreateDomain(self, requests: Any, context: Any) -> domain_pb2.CreateDomainResponse:
         header = next(requests).header
-        self.created.append((header, b"".join(request.chunk for request in requests)))
-        made = resources_pb2.Domain(base="split", path=header.domain.path, is_updating=True)
+        path = header.domain.path
+        if path in self.made:
+            refuse(context, AlreadyExists(f"base 'split' has a domain '{path}' already"))
+        if path.rpartition("/")[0] not in self.made:
+            refuse(context, NotFound(f"there is no domain '{path.rpartition('/')[0]}'"))
+        alpha = header.domain.alpha
+        made = resources_pb2.Domain(base="split", path=path, alpha=alpha, is_updating=True)
+        if not header.is_dry_run:
+            self.created.append((header, b"".join(request.chunk for request in requests)))
+            self.made[path] = domain_pb2.DomainStats(domain=made)
         return domain_pb2.CreateDomainResponse(domain=made)
 
     def GetDomain(self, request: Any, context: Any) -> domain_pb2.GetDomainResponse:
         if request.path in PATHS:
             return domain_pb2.GetDomainResponse(domain=node(request.path))
-        made = [header.domain.path for header, _ in self.created]
-        if request.path not in made:
-            status = NotFound(f"there is no domain '{request.path}'").to_status()
-            context.abort_with_status(rpc_status.to_status(status))
+        if request.path not in self.made:
+            refuse(context, NotFound(f"there is no domain '{request.path}'"))
         self.looks += 1
         return domain_pb2.GetDomainResponse(domain=node(request.path, is_updating=self.looks < 2))
 
     def ListDomains(self, request: Any, context: Any) -> domain_pb2.ListDomainsResponse:
-        nodes = [stats(path) for path in PATHS]
+        nodes = list(self.made.values())
         # Another update goes on all the time; the one asked for takes two looks.
         nodes[3].domain.is_updating = True
         if self.updates:
@@ -121,13 +136,14 @@ class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServic
     def UpdateDomains(self, request: Any, context: Any) -> domain_pb2.UpdateDomainsResponse:
         self.updates.append(request)
         self.ended.update_id = "" if request.is_dry_run else "u1"
-        change = domain_pb2.DomainChange(
-            path="news", order=3, num_added=12, num_promoted=3, num_removed=4, num_deferred=5,
-            num_entries=38, coverage_before=0.25, coverage_after=0.5,
-        )  # fmt: skip
+        is_begun = self.change.num_added and not request.is_dry_run
         return domain_pb2.UpdateDomainsResponse(
-            update_id="" if request.is_dry_run else "u1", changes=[change]
+            update_id="u1" if is_begun else "", changes=[self.change]
         )
+
+    def ListTenants(self, request: Any, context: Any) -> tenant_pb2.ListTenantsResponse:
+        acme = resources_pb2.Tenant(name="acme", shares_counts=True)
+        return tenant_pb2.ListTenantsResponse(tenants=[acme, resources_pb2.Tenant(name="beta")])
 
     def RollBackDomain(self, request: Any, context: Any) -> domain_pb2.RollBackDomainResponse:
         return domain_pb2.RollBackDomainResponse(domain=node(request.path))
@@ -136,12 +152,18 @@ class _Gateway(domain_pb2_grpc.DomainServiceServicer, model_pb2_grpc.ModelServic
         return domain_pb2.DeleteDomainResponse()
 
 
+def refuse(context: Any, error: HmiError) -> None:
+    """End the call as the gateway does."""
+    context.abort_with_status(rpc_status.to_status(error.to_status()))
+
+
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Gateway]:
     servicer = _Gateway()
     server = grpc.server(ThreadPoolExecutor(4))
     domain_pb2_grpc.add_DomainServiceServicer_to_server(servicer, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
+    tenant_pb2_grpc.add_TenantServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     monkeypatch.setenv("HMI_ADDRESS", f"127.0.0.1:{port}")
@@ -186,6 +208,9 @@ def test_a_corpus_becomes_a_domain_and_its_table_is_waited_for(
     [
         (["create", "news/sport"], "already"),
         (["create", "nowhere/sport"], "no domain 'nowhere'"),
+        (["create", "/"], "the root comes with its base"),
+        (["create", ""], "PATH is empty"),
+        (["delete", ""], "PATH is empty"),
         (["create", "x", "--base", "plain"], "not split"),
         (["create", "x", "--corpus", "missing.txt"], "missing.txt is no file"),
         (["create", "x", "--budget", "much"], "no size"),
@@ -225,9 +250,10 @@ def test_the_tree_shows_rows_bytes_hits_and_savings(
     assert lines[1].split()[:4] == ["/", "1000", "20", "30"]
     assert lines[3].startswith("    sport")
     assert "40% / 50% / 10% / 0%" in lines[3]
-    assert "2.0 MiB" in lines[3]
+    assert "3.0 MiB" in lines[3]
     assert "(private)" in lines[4]
-    assert lines[5].split()[:2] == ["total", "1000"]
+    assert "8.0 MiB" in lines[5]  # flat tables: 1 + 2 + 3 + 2 MiB
+    assert lines[5].split()[:3] == ["total", "1000", "80"]
     assert run(["domains", "tree", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert tree["saved_bytes"] == (0 + 1 + 2 + 1) * MIB
@@ -355,3 +381,99 @@ def test_a_tenant_opts_in_to_sharing_its_counts(monkeypatch: pytest.MonkeyPatch)
     assert (servicer.tenant.weight, servicer.tenant.shares_counts) == (2.0, False)
     assert servicer.tenant.quota.max_models == 9
     server.stop(None)
+
+
+def test_a_bad_path_is_refused_before_a_corpus_is_counted(
+    gateway: _Gateway, base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "a.txt"
+    corpus.write_bytes(b"\xff\xfe is no text: counting it would say so")
+    rest = ["--base", "split", "--base-dir", str(base_dir), "--corpus", str(corpus)]
+    for path, message in (("news/sport", "already"), ("nowhere/x", "no domain 'nowhere'")):
+        assert run(["domains", "create", path, *rest]) == 1
+        assert message in capsys.readouterr().err
+    assert gateway.created == []
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        (None, [], "without --corpus"),
+        ("the cat sat\n", [], "came twice"),
+        ("the cat sat\n", ["--alpha", "1"], "have one already"),
+        ("the cat sat\nthe cat sat\n", [], "have one already"),
+    ],
+)
+def test_a_domain_without_rows_says_why(
+    gateway: _Gateway, base_dir: Path, tmp_path: Path, text: str | None, options: list[str],
+    said: str, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if text is not None:
+        corpus = tmp_path / "a.txt"
+        corpus.write_text(text)
+        options = [
+            *options,
+            "--base",
+            "split",
+            "--base-dir",
+            str(base_dir),
+            "--corpus",
+            str(corpus),
+        ]
+    assert run(["domains", "create", "faq", *options]) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("no row")
+    assert said in last
+
+
+def test_what_a_tenant_may_not_see_is_no_zero(
+    gateway: _Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for hidden in ("counted_tokens", "lookups", "num_versions", "version_bytes"):
+        gateway.made["news"].ClearField(hidden)
+    assert run(["domains", "stats", "news", "--json"]) == 0
+    [news, sport] = json.loads(capsys.readouterr().out)
+    assert news["counted_tokens"] is news["lookups"] is news["num_versions"] is None
+    assert sport["num_versions"] == 2
+    assert run(["domains", "stats", "news"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[5:8] == ["-", "-", "-"]
+    assert run(["domains", "tree"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1].split()[-2:] == ["-", "-"]
+    assert "saved" not in captured.err
+
+
+def test_an_update_says_why_nodes_stay_as_they_are(
+    gateway: _Gateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gateway.change = domain_pb2.DomainChange(
+        path="news", order=3, num_entries=30, num_withheld=7, num_over_budget=9, num_deferred=11
+    )
+    gateway.made["news/sport"].domain.table_version = ""
+    gateway.made["reviews"].counted_tokens = 0
+    assert run(["domains", "update"]) == 0
+    told = dict(
+        line.split(" stays as it is: ")
+        for line in capsys.readouterr().err.splitlines()
+        if " stays as it is: " in line
+    )
+    assert list(told) == ["/", "news", "news/sport", "reviews"]
+    assert "no row that it or a domain above lacks" in told["/"]
+    assert "--shares-counts" in told["/"]
+    for num in ("9 rows wanted are beyond its budget", "11 rows wait", "7 n-grams were sent by"):
+        assert num in told["news"]
+    assert told["news/sport"] == "its first table is not made yet"
+    assert told["reviews"] == "nothing is counted for it"  # private: nobody has to share for it
+    assert run(["domains", "update", "news", "--dry-run", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["unchanged"]) == ["news", "news/sport"]
+
+
+def test_a_row_is_one_line_wherever_no_terminal_folds_it(
+    gateway: _Gateway, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run(["domains", "stats"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(PATHS)
+    assert all("abababababab" in line for line in lines[1:])
+    assert len({line.index("abababababab") for line in lines[1:]}) == 1

@@ -128,6 +128,20 @@ async def test_a_repeated_create_makes_one_node(tree: Tree) -> None:
     await expect(grpc.StatusCode.ALREADY_EXISTS, tree.create("admin", "news"))
 
 
+async def test_a_header_alone_is_checked_and_makes_nothing(tree: Tree) -> None:
+    acme = tree.tenants[0]
+    assert (await tree.create(acme, acme, is_dry_run=True)).domain.tenant == acme
+    assert await tree.paths("admin") == [""]
+    await tree.create("admin", "news")
+    for status, who, path in (
+        (grpc.StatusCode.ALREADY_EXISTS, "admin", "news"),
+        (grpc.StatusCode.NOT_FOUND, "admin", "nowhere/news"),
+        (grpc.StatusCode.INVALID_ARGUMENT, acme, "sport"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "admin", "NEWS"),
+    ):
+        await expect(status, tree.create(who, path, is_dry_run=True))
+
+
 async def test_a_tenants_domain_is_its_own_and_nobody_elses(tree: Tree) -> None:
     acme, bolt = tree.tenants
     await tree.create("admin", "news")
@@ -198,7 +212,8 @@ async def test_counts_are_shown_to_admins_alone(tree: Tree) -> None:
     stats = pb.ListDomainsRequest(base=tree.base.name)
     for who in (acme, "admin"):
         nodes = (await tree.stub.ListDomains(stats, metadata=tree.as_(who))).nodes
-        assert nodes[0].HasField("lookups") is (who == "admin")
+        for hidden in ("lookups", "counted_tokens", "num_versions", "version_bytes"):
+            assert nodes[0].HasField(hidden) is (who == "admin")
         assert nodes[0].num_entries[0] == 14  # what a node holds is no secret
 
 

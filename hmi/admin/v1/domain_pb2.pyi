@@ -35,6 +35,8 @@ class DomainChange(google.protobuf.message.Message):
     NUM_ENTRIES_FIELD_NUMBER: builtins.int
     COVERAGE_BEFORE_FIELD_NUMBER: builtins.int
     COVERAGE_AFTER_FIELD_NUMBER: builtins.int
+    NUM_WITHHELD_FIELD_NUMBER: builtins.int
+    NUM_OVER_BUDGET_FIELD_NUMBER: builtins.int
     path: builtins.str
     """The node's path."""
     order: builtins.int
@@ -53,6 +55,10 @@ class DomainChange(google.protobuf.message.Message):
     """Share of counted occurrences that the path's tables cover before and after."""
     coverage_after: builtins.float
     """See coverage_before."""
+    num_withheld: builtins.int
+    """N-grams counted more than once that may not enter yet, as fewer tenants than sharing asks for sent them."""
+    num_over_budget: builtins.int
+    """Rows wanted that the node's budget does not pay for."""
     def __init__(
         self,
         *,
@@ -65,8 +71,10 @@ class DomainChange(google.protobuf.message.Message):
         num_entries: builtins.int = ...,
         coverage_before: builtins.float = ...,
         coverage_after: builtins.float = ...,
+        num_withheld: builtins.int = ...,
+        num_over_budget: builtins.int = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["coverage_after", b"coverage_after", "coverage_before", b"coverage_before", "num_added", b"num_added", "num_deferred", b"num_deferred", "num_entries", b"num_entries", "num_promoted", b"num_promoted", "num_removed", b"num_removed", "order", b"order", "path", b"path"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["coverage_after", b"coverage_after", "coverage_before", b"coverage_before", "num_added", b"num_added", "num_deferred", b"num_deferred", "num_entries", b"num_entries", "num_over_budget", b"num_over_budget", "num_promoted", b"num_promoted", "num_removed", b"num_removed", "num_withheld", b"num_withheld", "order", b"order", "path", b"path"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___DomainChange: typing_extensions.TypeAlias = DomainChange
@@ -126,7 +134,7 @@ class DomainStats(google.protobuf.message.Message):
     flat_bytes: builtins.int
     """Bytes that a flat table answering the same lookups would take: its own rows and its ancestors'."""
     num_versions: builtins.int
-    """Versions that read it."""
+    """Versions that read it. Unset: not for the caller to see, like the others that may be unset."""
     version_bytes: builtins.int
     """Bytes that those versions' own blobs take together: adapters and heads."""
     counted_tokens: builtins.float
@@ -141,7 +149,7 @@ class DomainStats(google.protobuf.message.Message):
 
     @property
     def lookups(self) -> Global___Lookups:
-        """How its models' tokens were answered since the store started."""
+        """How its models' tokens were answered since the store started. May be unset."""
 
     @property
     def commit_time(self) -> google.protobuf.timestamp_pb2.Timestamp:
@@ -154,16 +162,28 @@ class DomainStats(google.protobuf.message.Message):
         num_entries: collections.abc.Iterable[builtins.int] | None = ...,
         size_bytes: builtins.int = ...,
         flat_bytes: builtins.int = ...,
-        num_versions: builtins.int = ...,
-        version_bytes: builtins.int = ...,
-        counted_tokens: builtins.float = ...,
+        num_versions: builtins.int | None = ...,
+        version_bytes: builtins.int | None = ...,
+        counted_tokens: builtins.float | None = ...,
         lookups: Global___Lookups | None = ...,
         commit_time: google.protobuf.timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["commit_time", b"commit_time", "domain", b"domain", "lookups", b"lookups"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["_counted_tokens", b"_counted_tokens", "_num_versions", b"_num_versions", "_version_bytes", b"_version_bytes", "commit_time", b"commit_time", "counted_tokens", b"counted_tokens", "domain", b"domain", "lookups", b"lookups", "num_versions", b"num_versions", "version_bytes", b"version_bytes"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["commit_time", b"commit_time", "counted_tokens", b"counted_tokens", "domain", b"domain", "flat_bytes", b"flat_bytes", "lookups", b"lookups", "num_entries", b"num_entries", "num_versions", b"num_versions", "size_bytes", b"size_bytes", "version_bytes", b"version_bytes"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["_counted_tokens", b"_counted_tokens", "_num_versions", b"_num_versions", "_version_bytes", b"_version_bytes", "commit_time", b"commit_time", "counted_tokens", b"counted_tokens", "domain", b"domain", "flat_bytes", b"flat_bytes", "lookups", b"lookups", "num_entries", b"num_entries", "num_versions", b"num_versions", "size_bytes", b"size_bytes", "version_bytes", b"version_bytes"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__counted_tokens: typing_extensions.TypeAlias = typing.Literal["counted_tokens"]
+    _WhichOneofArgType__counted_tokens: typing_extensions.TypeAlias = typing.Literal["_counted_tokens", b"_counted_tokens"]
+    _WhichOneofReturnType__num_versions: typing_extensions.TypeAlias = typing.Literal["num_versions"]
+    _WhichOneofArgType__num_versions: typing_extensions.TypeAlias = typing.Literal["_num_versions", b"_num_versions"]
+    _WhichOneofReturnType__version_bytes: typing_extensions.TypeAlias = typing.Literal["version_bytes"]
+    _WhichOneofArgType__version_bytes: typing_extensions.TypeAlias = typing.Literal["_version_bytes", b"_version_bytes"]
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__counted_tokens) -> _WhichOneofReturnType__counted_tokens | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_versions) -> _WhichOneofReturnType__num_versions | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version_bytes) -> _WhichOneofReturnType__version_bytes | None: ...
 
 Global___DomainStats: typing_extensions.TypeAlias = DomainStats
 
@@ -180,6 +200,7 @@ class CreateDomainHeader(google.protobuf.message.Message):
     ENCODER_BYTES_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     COUNTS_OFFSET_FIELD_NUMBER: builtins.int
+    IS_DRY_RUN_FIELD_NUMBER: builtins.int
     counts_sha256: builtins.str
     """sha256 of the n-gram counts, in hex; empty: none."""
     counts_bytes: builtins.int
@@ -192,6 +213,8 @@ class CreateDomainHeader(google.protobuf.message.Message):
     """Makes a retry safe."""
     counts_offset: builtins.int
     """Where in the counts the bytes that follow begin: committed_bytes of GetUpload for counts_sha256, or 0."""
+    is_dry_run: builtins.bool
+    """Check this header alone, and make nothing; no bytes follow. The answer is the node as it would be."""
     @property
     def domain(self) -> hmi.admin.v1.resources_pb2.Domain:
         """Base, path, policy, share, budget, half-life."""
@@ -206,10 +229,11 @@ class CreateDomainHeader(google.protobuf.message.Message):
         encoder_bytes: builtins.int = ...,
         request_id: builtins.str = ...,
         counts_offset: builtins.int = ...,
+        is_dry_run: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["domain", b"domain"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["counts_bytes", b"counts_bytes", "counts_offset", b"counts_offset", "counts_sha256", b"counts_sha256", "domain", b"domain", "encoder_bytes", b"encoder_bytes", "encoder_sha256", b"encoder_sha256", "request_id", b"request_id"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["counts_bytes", b"counts_bytes", "counts_offset", b"counts_offset", "counts_sha256", b"counts_sha256", "domain", b"domain", "encoder_bytes", b"encoder_bytes", "encoder_sha256", b"encoder_sha256", "is_dry_run", b"is_dry_run", "request_id", b"request_id"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___CreateDomainHeader: typing_extensions.TypeAlias = CreateDomainHeader
@@ -341,7 +365,9 @@ class ListDomainsResponse(google.protobuf.message.Message):
     NODES_FIELD_NUMBER: builtins.int
     @property
     def nodes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DomainStats]:
-        """Its nodes, parents before children. Counts are shown to admins only."""
+        """Its nodes, parents before children. Counts of traffic, and of a shared domain's models, are
+        shown to admins only.
+        """
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from services.common.errors import DataLoss, FailedPrecondition
+from services.common.ids import domain_label
 from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef, SegmentRef
 from services.executor.plot.node import NodeTable
 from services.executor.plot.segment import Segment, SegmentKind
@@ -142,9 +143,10 @@ class TableLoader:
             return self._segments.get((ref, kind), make)
         except FailedPrecondition as error:
             raise FailedPrecondition(
-                f"segment {ref.sha256} of domain {node.path!r} cannot be read ({error.message}): "
-                "the knowledge store has it made anew, ask again soon; if it stays so, update the "
-                "domain (hmi domains update) and push the version again",
+                f"segment {ref.sha256} of {domain_label(node.path)} cannot be read "
+                f"({error.message}): the knowledge store has it made anew, ask again soon; if it "
+                "stays so, have an admin update the domain (hmi domains update), and push the "
+                "version again",
                 reason="BLOB_DAMAGED",
             ) from error
 

@@ -12,7 +12,7 @@ from hmi.admin.v1 import resources_pb2 as rpb
 from hmi.knowledge.v1 import domain_pb2 as pb
 from services.common.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
 from services.common.failpoints import Reach
-from services.common.ids import check_own_path, parent_path
+from services.common.ids import check_own_path, domain_label, parent_path
 from services.knowledge_store.domains import checks
 from services.knowledge_store.domains.drafts import Draft
 from services.knowledge_store.domains.key_blobs import KeyBlobs
@@ -176,7 +176,7 @@ class Domains:
             table = tree.tables[path]
             if table.previous is None:
                 raise FailedPrecondition(
-                    f"domain {path!r} has no rows to go back to", reason="NO_PREVIOUS_TABLE"
+                    f"{domain_label(path)} has no rows to go back to", reason="NO_PREVIOUS_TABLE"
                 )
             tree.set_rows(node, table, table.previous, previous=table.rows)
             await tree.name_versions([path], self._blob_sizes)

@@ -12,6 +12,7 @@ import logging
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from services.common.ids import domain_label
 from services.common.ngram_counts import NgramCounts
 from services.knowledge_store.domains.drafts import Draft, Drafting, Goal
 from services.knowledge_store.domains.key_blobs import KeyBlobs, unigrams
@@ -120,7 +121,8 @@ class Planner:
                 check_idle(facts.updates, scope | {path})
                 if not facts.is_ready(path):
                     raise FailedPrecondition(
-                        f"domain {path!r} has no table to update: delete it and create it again",
+                        f"{domain_label(path)} has no table to update: delete it and create it "
+                        "again",
                         reason="NO_TABLE",
                     )
             keys_now, plans = await self._plan(facts, scope)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.errors import FailedPrecondition
+from services.common.ids import domain_label
 from services.knowledge_store.domains.drafts import Draft
 from services.knowledge_store.domains.manifests import path_to
 from services.knowledge_store.domains.records import Table, Update
@@ -72,8 +73,8 @@ def check_idle(updates: Sequence[Update], paths: Collection[str]) -> None:
         for part in update.nodes:
             if part.path in paths:
                 raise FailedPrecondition(
-                    f"update {update.update_id} of domain {part.path!r} is being worked on: wait "
-                    "until it is committed",
+                    f"update {update.update_id} of {domain_label(part.path)} is being worked on: "
+                    "wait until it is committed",
                     reason="UPDATE_RUNNING",
                 )
 

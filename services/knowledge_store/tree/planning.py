@@ -8,7 +8,7 @@ it (a child stores only what its ancestors lack or encode differently).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -68,6 +68,8 @@ class OrderChange:
     num_entries: int
     coverage_before: float
     coverage_after: float
+    num_withheld: int
+    num_over_budget: int
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,20 @@ def plan_tree(
         target = _Target(
             node, counts[node.path], rules, [(a.encoder, rows[a.path]) for a in ancestors]
         )
-        after, deferred = target.rows(wants[node.path])
+        after, deferred, unpaid = target.rows(wants[node.path])
         before_path = [node.rows, *(a.rows for a in ancestors)]
         after_path = [after, *(rows[a.path] for a in ancestors)]
         rows[node.path] = after
         added, removed = without(after, node.rows), without(node.rows, after)
-        changes = _changes(
-            node.path, after, added, removed, risen[node.path], deferred,
-            _coverage(counts[node.path], before_path), _coverage(counts[node.path], after_path),
+        own = counts[node.path]
+        moves = _Moves(
+            added=added, promoted=added[contains(risen[node.path], added)], removed=removed,
+            deferred=deferred, entries=after, withheld=own.keys[own.is_repeated & ~own.may_enter],
+            over_budget=unpaid,
         )  # fmt: skip
+        changes = _changes(
+            node.path, moves, _coverage(own, before_path), _coverage(own, after_path)
+        )
         plans[node.path] = NodePlan(node.path, after, added, removed, changes)
     return plans
 
@@ -162,12 +169,16 @@ class _Target:
     rules: ChangeRules
     above: list[tuple[str, IntArray]]
 
-    def rows(self, wanted: IntArray) -> tuple[IntArray, IntArray]:
-        """The rows after this update, and the keys whose change has to wait."""
+    def rows(self, wanted: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """The rows after this update, the keys whose change has to wait, and those wanted that the
+        budget does not pay for.
+        """
         node = self.node
-        target = self._affordable(wanted[~self._is_held(wanted)])
+        missing = wanted[~self._is_held(wanted)]
+        target = self._affordable(missing)
+        unpaid = without(missing, target)
         if not node.is_bounded:
-            return target, NONE
+            return target, NONE, unpaid
         added, gone = without(target, node.rows), without(node.rows, target)
         # What an ancestor answers with the same bits changes nothing when it goes.
         is_idle = self._is_held(gone)
@@ -178,7 +189,7 @@ class _Target:
             room=node.max_rows - len(node.rows) + len(idle), max_changed=self.rules.max_changed,
         )  # fmt: skip
         left = without(without(node.rows, idle), removed[goes])
-        return union(left, added[comes]), union(added[~comes], removed[~goes])
+        return union(left, added[comes]), union(added[~comes], removed[~goes]), unpaid
 
     def _is_held(self, keys: IntArray) -> BoolArray:
         """Which keys the nearest ancestor that has them encodes as this node would."""
@@ -220,24 +231,35 @@ def _coverage(counts: NodeCounts, tables: Sequence[IntArray]) -> list[float]:
     ]
 
 
-def _changes(
-    path: str, after: IntArray, added: IntArray, removed: IntArray, risen: IntArray,
-    deferred: IntArray, before: list[float], now: list[float],
-) -> tuple[OrderChange, ...]:  # fmt: skip
-    def by_order(keys: IntArray) -> list[int]:
-        return [int(n) for n in np.bincount(order_of(keys), minlength=MAX_ORDER + 1)]
+@dataclass(frozen=True)
+class _Moves:
+    """Keys by what a plan does with them; named as the counts of OrderChange are."""
 
-    num_added, num_removed, num_entries = by_order(added), by_order(removed), by_order(after)
-    num_promoted, num_deferred = by_order(added[contains(risen, added)]), by_order(deferred)
-    changes = [
+    added: IntArray
+    promoted: IntArray
+    removed: IntArray
+    deferred: IntArray
+    entries: IntArray
+    withheld: IntArray
+    over_budget: IntArray
+
+
+def _changes(
+    path: str, moves: _Moves, before: list[float], after: list[float]
+) -> tuple[OrderChange, ...]:
+    """A change for every order of which anything is to tell."""
+    by_order = {
+        f"num_{of.name}": np.bincount(order_of(getattr(moves, of.name)), minlength=MAX_ORDER + 1)
+        for of in fields(moves)
+    }
+    return tuple(
         OrderChange(
-            path, order, num_added[order], num_promoted[order], num_removed[order],
-            num_deferred[order], num_entries[order], before[order - 1], now[order - 1],
+            path,
+            order,
+            coverage_before=before[order - 1],
+            coverage_after=after[order - 1],
+            **{name: int(numbers[order]) for name, numbers in by_order.items()},
         )
         for order in range(1, MAX_ORDER + 1)
-    ]  # fmt: skip
-    return tuple(
-        change
-        for change in changes
-        if change.num_added or change.num_removed or change.num_deferred or change.num_entries
+        if any(numbers[order] for numbers in by_order.values())
     )
