@@ -12,6 +12,7 @@ import typer
 
 from hmi.cli.output import note, print_json, print_table
 from hmi.cli.session import MAX_UINT32, Session
+from hmi.cli.wording import of_a_later_piece
 from hmi.client import (
     Classification,
     Client,
@@ -102,14 +103,17 @@ def _ask(
     version = asked.version
     pieces: list[Predictions] = []
     for begin in range(0, len(texts), MAX_TEXTS):
-        piece = client.predict(
-            asked.model,
-            texts[begin : begin + MAX_TEXTS],
-            pairs=None if pairs is None else pairs[begin : begin + MAX_TEXTS],
-            version=version,
-            priority=asked.priority,
-            timeout=max(0.0, end - time.monotonic()),
-        )
+        try:
+            piece = client.predict(
+                asked.model,
+                texts[begin : begin + MAX_TEXTS],
+                pairs=None if pairs is None else pairs[begin : begin + MAX_TEXTS],
+                version=version,
+                priority=asked.priority,
+                timeout=max(0.0, end - time.monotonic()),
+            )
+        except InvalidArgument as error:
+            raise of_a_later_piece(error, begin) from error
         version = piece.provenance.version
         pieces.append(piece)
     every = tuple(prediction for piece in pieces for prediction in piece)

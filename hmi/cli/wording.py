@@ -58,6 +58,16 @@ def on_a_command_line(error: HmiError) -> str:
     return (_word(field) or field) + error.message.removeprefix(field)
 
 
+def of_a_later_piece(error: InvalidArgument, num_before: int) -> InvalidArgument:
+    """The error of a request that held the texts after the first `num_before`, counted from all."""
+    given = re.match(r"inputs\[(\d+)\]", error.field or "")
+    if given is None or error.field is None:
+        return error
+    field = f"inputs[{int(given[1]) + num_before}]{error.field[given.end() :]}"
+    message = field + error.message.removeprefix(error.field)
+    return InvalidArgument(message, field=field, reason=error.reason)
+
+
 def of_a_local_run(error: ServiceError) -> HmiError:
     """The error of work done on this machine, as this package's."""
     field = getattr(error, "field", None)

@@ -39,6 +39,9 @@ class _Gateway(
         self.metadata = dict(context.invocation_metadata())
         self.texts.append([one.text for one in request.inputs])
         self.versions.append(request.version)
+        for index, one in enumerate(request.inputs):
+            if one.text == "too long":
+                refuse(context, InvalidArgument(f"inputs[{index}].text", "has 600 tokens"))
         if request.model == "slow":
             time.sleep(0.5)
         if request.model == "of-nobody":
@@ -231,6 +234,16 @@ def test_lines_of_stdin(
     assert [len(texts) for texts in gateway.texts] == [4096, 1]
     assert gateway.texts[0][0] == "first"
     assert gateway.versions == [0, 2]  # the version that answered the first piece
+
+
+def test_a_refused_text_is_counted_from_the_first_of_all(
+    target: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("text\n" * 4100 + "too long\n"))
+    assert run(["predict", "--model", "m", "-", *target]) == 1
+    assert capsys.readouterr().err == "error: text 4101: has 600 tokens\n"
 
 
 def test_a_tenants_key_where_an_admins_is_needed(

@@ -52,11 +52,7 @@ class EpochLines:
         """Nothing."""
 
     def epoch(self, done: Epoch) -> None:
-        best = "; the best so far" if done.is_best else ""
-        self._write(
-            f"{self._title}: epoch {done.number} of {done.num_epochs}: loss {done.train_loss:.3f}; "
-            f"held out: loss {done.held_out_loss:.3f}, {shown(done.metrics)}{best}"
-        )
+        self._write(f"{self._title}: {_line(done)}")
 
     def finish(self) -> None:
         """Nothing."""
@@ -64,6 +60,8 @@ class EpochLines:
 
 class ProgressBar:
     """A bar with the loss of the last step and the metrics of the last epoch.
+
+    On a display of its own, a line an epoch is left above it.
 
     Args:
         title: What is being trained.
@@ -78,7 +76,7 @@ class ProgressBar:
         self._task: TaskID | None = None
 
     def note(self, text: str) -> None:
-        self._bars.console.print(f"{self._title}: {text}", markup=False, highlight=False)
+        self._print(text)
 
     def start(self, num_steps: int) -> None:
         if self._owns_bars:
@@ -90,6 +88,8 @@ class ProgressBar:
             self._bars.update(self._task, advance=1, status=f"loss {loss:.3f}  {self._metrics}")
 
     def epoch(self, done: Epoch) -> None:
+        if self._owns_bars:
+            self._print(_line(done))
         self._metrics = f"epoch {done.number} of {done.num_epochs}: {shown(done.metrics)}"
         if self._task is not None:
             self._bars.update(self._task, status=self._metrics)
@@ -102,6 +102,10 @@ class ProgressBar:
         if self._owns_bars:
             self._bars.stop()
 
+    def _print(self, text: str) -> None:
+        console = self._bars.console
+        console.print(f"{self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
+
 
 def bars_on(console: Console) -> Bars:
     """A display for one or more `ProgressBar`s."""
@@ -111,6 +115,14 @@ def bars_on(console: Console) -> Bars:
         TimeElapsedColumn(),
         TextColumn("{task.fields[status]}"),
         console=console,
+    )
+
+
+def _line(done: Epoch) -> str:
+    best = "; the best so far" if done.is_best else ""
+    return (
+        f"epoch {done.number} of {done.num_epochs}: loss {done.train_loss:.3f}; held out: loss "
+        f"{done.held_out_loss:.3f}, {shown(done.metrics)}{best}"
     )
 
 
