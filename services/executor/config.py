@@ -52,7 +52,7 @@ class ExecutorSettings(ServiceSettings):
         256 << 20,
         ge=0,
         description="Host memory for rows that were computed where tables lack them, in bytes, for "
-        "each split base; a tenant gets an eighth of it at most.",
+        "each split base; a tenant gets an eighth of it for each encoder that its domains have.",
     )
     max_batch_tokens: int = Field(
         0, ge=0, description="Tokens of a batch; 0: 1024 on a CPU, 16384 on CUDA."

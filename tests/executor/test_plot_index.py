@@ -100,6 +100,18 @@ def test_tenants_do_not_find_each_others_rows_and_the_total_is_bounded() -> None
     assert len(caches.find("acme", "encoder", keys)[0]) == 0  # the longest unserved
 
 
+def test_a_tenant_of_many_encoders_drops_its_own_caches() -> None:
+    row_bytes = 2 * ROW_SHAPE[0] * ROW_SHAPE[1]
+    caches = RowCaches(ROW_SHAPE, total_bytes=4 * 64 * row_bytes, tenant_bytes=64 * row_bytes)
+    keys = np.arange(1, 9)
+    caches.put("quiet", "encoder", keys, rows_of(keys, 1))
+    for encoder in "abcdef":
+        caches.put("many", encoder, keys, rows_of(keys, 2))
+    assert len(caches.find("quiet", "encoder", keys)[0]) == 8
+    kept = [encoder for encoder in "abcdef" if len(caches.find("many", encoder, keys)[0])]
+    assert kept == ["d", "e", "f"]
+
+
 def test_a_cache_without_room_keeps_nothing() -> None:
     for total, tenant in ((0, 0), (0, 1 << 10), (1 << 10, 0)):
         caches = RowCaches(ROW_SHAPE, total_bytes=total, tenant_bytes=tenant)

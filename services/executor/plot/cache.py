@@ -10,7 +10,7 @@ hash names a set of eight places, and the one least recently used makes room.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import numpy as np
 
@@ -69,8 +69,8 @@ class RowCaches:
 
     Args:
         row_shape: slots, hidden.
-        total_bytes: Rows of all tenants together; beyond it the tenant least recently served
-            loses its cache.
+        total_bytes: Rows of all tenants together; beyond it the tenant of most caches, of equal
+            ones that least recently served, loses the one it has not used for longest.
         tenant_bytes: Rows of one tenant and encoder.
     """
 
@@ -100,9 +100,15 @@ class RowCaches:
             if cache is None:
                 cache = self._caches[owner] = RowCache(self._num_rows, self._row_shape)
                 if len(self._caches) > self._max_caches:
-                    self._caches.popitem(last=False)
+                    self._drop_one()
             # Another thread may have computed the same rows meanwhile.
             known, _ = cache.find(keys)
             is_new = np.ones(len(keys), np.bool_)
             is_new[known] = False
             cache.put(keys[is_new], rows[is_new])
+
+    def _drop_one(self) -> None:
+        """Make room, so that a tenant of many encoders costs no other its cache."""
+        num_of = Counter(tenant for tenant, _ in self._caches)
+        most = max(num_of.values())
+        del self._caches[next(owner for owner in self._caches if num_of[owner[0]] == most)]
