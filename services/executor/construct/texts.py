@@ -1,7 +1,7 @@
 """Text files as token sequences on disk, cut and batched the same way for the same seed.
 
 Knows tokenizers and files; does not know what is learnt from them. Memory stays bounded: text is
-read line by line, tokens lie in a memory-mapped file.
+read line by line, and all that grows with it lies in memory-mapped files.
 
 A text file is UTF-8 with one paragraph a line and an empty line between documents.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer
 
 from services.common.errors import InvalidArgument
 from services.common.text_lines import NotUtf8Error, lines_of
+from services.executor.construct.disk_arrays import BLOCK, DiskArray, shuffled
 
 _LINES, _BYTES = 512, 1 << 20  # tokenized together, at most
 _WINDOW = 1024  # pieces sorted by length together: batches are even, their order is random
@@ -36,11 +38,13 @@ class Tokens:
         ids: uint32 `[tokens]`, memory-mapped.
         documents: int64 `[documents + 1]`: where each begins, and the end.
         lines: int64 `[lines + 1]`: where each line begins, and the end.
+        directory: Where what is made of them may lie; None is where temporary files do.
     """
 
     ids: NDArray[np.uint32]
     documents: NDArray[np.int64]
     lines: NDArray[np.int64]
+    directory: Path | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -80,42 +84,54 @@ def tokenize(
     """
     directory.mkdir(parents=True, exist_ok=True)
     name = _digest(files, tokenizer)
-    path, index = directory / f"{name}.tokens", directory / f"{name}.index.npz"
-    if not index.is_file():
-        documents, lines = _write(files, tokenizer, path, on_bytes)
-        if lines[-1] == 0:
-            path.unlink()
-            raise InvalidArgument("corpus", "there is no text in the files")
-        np.savez(index, documents=documents, lines=lines)
-    with np.load(index) as starts:
-        return Tokens(
-            np.memmap(path, dtype=np.uint32, mode="r"), starts["documents"], starts["lines"]
-        )
+    paths = [directory / f"{name}.{what}" for what in ("tokens", "documents", "lines")]
+    if not all(path.is_file() for path in paths):
+        _write(files, tokenizer, paths, on_bytes)
+    ids, documents, lines = (
+        np.asarray(np.memmap(path, dtype, mode="r"))
+        for path, dtype in zip(paths, (np.uint32, np.int64, np.int64), strict=True)
+    )
+    return Tokens(ids, documents, lines, directory)
 
 
 def _write(
-    files: Sequence[Path], tokenizer: Tokenizer, path: Path, on_bytes: Callable[[int], None]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Write the tokens; where documents and lines begin, and the end."""
-    starts, line_starts = array("q", [0]), array("q", [0])
-    written = 0
-    temporary = path.with_suffix(".part")
-    with temporary.open("wb") as out:
+    files: Sequence[Path],
+    tokenizer: Tokenizer,
+    paths: Sequence[Path],
+    on_bytes: Callable[[int], None],
+) -> None:
+    """Write the tokens, and where documents and lines begin, each with the end.
+
+    Raises:
+        InvalidArgument: A file is not UTF-8, or there is no text in any (field `corpus`).
+    """
+    parts = [path.with_suffix(f"{path.suffix}.part") for path in paths]
+    written = document = 0
+    with ExitStack() as exits:
+        tokens, documents, lines = (exits.enter_context(part.open("wb")) for part in parts)
+        documents.write(_bytes([0]))
+        lines.write(_bytes([0]))
         for file in files:
-            for lines, num_bytes, is_end in _paragraphs(file):
-                encoded = tokenizer.encode_batch_fast(lines, add_special_tokens=False)
-                for item in encoded:
-                    out.write(np.array(item.ids, dtype=np.uint32).tobytes())
-                    written += len(item.ids)
-                    if item.ids:
-                        line_starts.append(written)
+            for texts, num_bytes, is_end in _paragraphs(file):
+                encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+                rows = [item.ids for item in encoded if item.ids]
+                tokens.write(np.array(list(chain.from_iterable(rows)), np.uint32).data)
+                lines.write(_bytes(list(accumulate(map(len, rows), initial=written))[1:]))
+                written += sum(map(len, rows))
                 on_bytes(num_bytes)
-                if is_end and written > starts[-1]:
-                    starts.append(written)
-            if written > starts[-1]:
-                starts.append(written)
-    temporary.rename(path)
-    return np.array(starts, dtype=np.int64), np.array(line_starts, dtype=np.int64)
+                if is_end and written > document:
+                    documents.write(_bytes([written]))
+                    document = written
+    if not written:
+        for part in parts:
+            part.unlink()
+        raise InvalidArgument("corpus", "there is no text in the files")
+    for part, path in zip(parts, paths, strict=True):
+        part.rename(path)
+
+
+def _bytes(places: list[int]) -> bytes:
+    return np.array(places, np.int64).tobytes()
 
 
 def _paragraphs(file: Path) -> Iterator[tuple[list[str], int, bool]]:
@@ -137,8 +153,7 @@ def _paragraphs(file: Path) -> Iterator[tuple[list[str], int, bool]]:
                 lines, num_bytes = [], 0
     except NotUtf8Error as error:
         raise InvalidArgument("corpus", f"{file.name} {error}") from error
-    if lines:
-        yield lines, num_bytes, True
+    yield lines, num_bytes, True
 
 
 def _digest(files: Sequence[Path], tokenizer: Tokenizer) -> str:
@@ -168,7 +183,8 @@ class Pieces:
     @property
     def digest(self) -> str:
         """Names what is cut and where: sha256 of the places, and of some of the tokens."""
-        digest = hashlib.sha256(self.starts.tobytes() + self.lengths.tobytes())
+        digest = hashlib.sha256(self.starts.data)
+        digest.update(self.lengths.data)
         digest.update(self.tokens.ids[:: max(1, self.tokens.num_tokens // 10_000)].tobytes())
         return digest.hexdigest()
 
@@ -176,24 +192,27 @@ class Pieces:
     def cut(cls, tokens: Tokens, max_length: int, seed: int) -> Pieces:
         """Cut every document at random lengths, 16 to `max_length`, so that each octave of lengths
         gets as many tokens: density 1 / length^2."""
-        rng = np.random.default_rng([seed, 0])
         shortest = min(MIN_PIECE, max_length)
-        num_drawn = tokens.num_tokens // shortest + 1
-        inverse = rng.uniform(1 / (max_length + 1), 1 / shortest, min(num_drawn, _MAX_DRAWN))
-        drawn = (1 / inverse).astype(np.int64)
-        cuts = np.concatenate([[0], np.cumsum(drawn)])
-        while cuts[-1] < tokens.num_tokens:
-            cuts = np.concatenate([cuts, cuts[1:] + cuts[-1]])
-        cuts = np.union1d(cuts[cuts < tokens.num_tokens], tokens.documents)
-        lengths = np.diff(cuts)
-        is_kept = lengths >= min(MIN_PIECE, max_length) // 2
-        return cls(tokens, cuts[:-1][is_kept], lengths[is_kept])
+        starts = DiskArray(tokens.directory, np.int64)
+        lengths = DiskArray(tokens.directory, np.int64)
+        last = 0
+        for cuts in _cuts(tokens.num_tokens, shortest, max_length, seed):
+            ended = np.searchsorted(tokens.documents, [last, cuts[-1]], "right")
+            borders = np.union1d(cuts[cuts < tokens.num_tokens], tokens.documents[slice(*ended)])
+            begun = np.concatenate([[last], borders[:-1]])
+            is_kept = borders - begun >= shortest // 2
+            starts.append(begun[is_kept])
+            lengths.append((borders - begun)[is_kept])
+            last = int(borders[-1])
+            if last == tokens.num_tokens:
+                break
+        return cls(tokens, starts.finish(), lengths.finish())
 
     def split(self, num_held_out: int, seed: int) -> tuple[Pieces, Pieces]:
         """A part to learn from and a random part to judge by."""
-        order = np.random.default_rng([seed, 1]).permutation(len(self))
-        held, kept = order[:num_held_out], np.sort(order[num_held_out:])
-        return self._take(kept), self._take(held)
+        rng = np.random.default_rng([seed, 1])
+        held = shuffled(len(self), rng, self.tokens.directory)[:num_held_out].astype(np.int64)
+        return self._without(held), Pieces(self.tokens, self.starts[held], self.lengths[held])
 
     def batches(self, batch_tokens: int, seed: int) -> Iterator[NDArray[np.int64]]:
         """Indices of pieces, batch after batch, epoch after epoch, for ever.
@@ -203,9 +222,9 @@ class Pieces:
         epoch = 0
         while True:
             rng = np.random.default_rng([seed, 2, epoch])
-            order = rng.permutation(len(self))
+            order = shuffled(len(self), rng, self.tokens.directory)
             for start in range(0, len(order), _WINDOW):
-                window = order[start : start + _WINDOW]
+                window = order[start : start + _WINDOW].astype(np.int64)
                 window = window[np.argsort(self.lengths[window], kind="stable")]
                 batches = list(_fill(window, self.lengths[window] + 2, batch_tokens))
                 for index in rng.permutation(len(batches)):
@@ -221,8 +240,28 @@ class Pieces:
             for start, length in spans
         ]
 
-    def _take(self, indices: NDArray[np.int64]) -> Pieces:
-        return Pieces(self.tokens, self.starts[indices], self.lengths[indices])
+    def _without(self, indices: NDArray[np.int64]) -> Pieces:
+        starts = DiskArray(self.tokens.directory, np.int64)
+        lengths = DiskArray(self.tokens.directory, np.int64)
+        for start in range(0, len(self), BLOCK):
+            stop = min(start + BLOCK, len(self))
+            is_kept = ~np.isin(np.arange(start, stop), indices)
+            starts.append(self.starts[start:stop][is_kept])
+            lengths.append(self.lengths[start:stop][is_kept])
+        return Pieces(self.tokens, starts.finish(), lengths.finish())
+
+
+def _cuts(num_tokens: int, shortest: int, longest: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Where random pieces end, ascending, some at a time, for ever."""
+    num_drawn = min(num_tokens // shortest + 1, _MAX_DRAWN)
+    end = 0
+    while True:
+        rng = np.random.default_rng([seed, 0])
+        for start in range(0, num_drawn, BLOCK):
+            inverse = rng.uniform(1 / (longest + 1), 1 / shortest, min(BLOCK, num_drawn - start))
+            ends = end + np.cumsum((1 / inverse).astype(np.int64))
+            end = int(ends[-1])
+            yield ends
 
 
 def _fill(
