@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from hmi.executor.v1 import executor_pb2
+from services.common.deadlines import Deadlines
 from services.common.errors import (
     DeadlineExceeded,
     HmiError,
@@ -25,7 +26,6 @@ from services.common.errors import (
 )
 from services.gateway import metrics
 from services.gateway.config import GatewaySettings
-from services.gateway.deadlines import Deadlines
 from services.gateway.domain import COLD_POOL, Item, Place
 from services.gateway.item_queue import ItemQueue
 from services.gateway.link import Link

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -131,6 +132,22 @@ def test_cancelled_and_expired_items_leave_and_unpin(fake: FakeBase) -> None:
     assert fake.num_pins == 1
     assert ids(waiting.plan()) == [4]
     assert len(waiting) == waiting.num_tokens == 0
+
+
+def test_deadlines_of_what_ran_long_ago_are_not_kept(fake: FakeBase) -> None:
+    waiting = batcher(fake, max_tokens=400, max_rows=100)
+    in_an_hour = time.monotonic() + 3600
+    tracemalloc.start()
+    try:
+        for start in range(0, 6_000, 100):
+            for number in range(start, start + 100):
+                waiting.add(item(number, deadline=in_an_hour))
+            run_out(waiting.plan(), fake)
+        assert len(waiting) == 0
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 300_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 30), st.booleans()), max_size=60))

@@ -8,11 +8,11 @@ waited here for its adapter, must not stand before it.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.common.deadlines import Deadlines
 from services.common.errors import Cancelled, DeadlineExceeded, HmiError
 from services.common.fair_queue import FairQueue
 from services.executor.engine.interfaces import LoadedBase, Pinned, Slot
@@ -99,7 +99,7 @@ class Batcher:
         self._cold: dict[Needs, list[Item]] = {}
         self._queue = FairQueue[_Ready]()
         self._ready: dict[int, _Ready] = {}
-        self._deadlines: list[tuple[float, int]] = []  # heap; may name the gone
+        self._deadlines = Deadlines[int](lambda item_id: item_id not in self._waiting)
         self.num_tokens = 0
 
     def __len__(self) -> int:
@@ -110,7 +110,7 @@ class Batcher:
         self._waiting[item.id] = item
         self.num_tokens += item.num_tokens
         if item.deadline < float("inf"):
-            heapq.heappush(self._deadlines, (item.deadline, item.id))
+            self._deadlines.add(item.deadline, item.id)
         needs = (item.key, item.table_version)
         cold = self._cold.get(needs)
         if cold is not None:
@@ -130,13 +130,10 @@ class Batcher:
 
     def expire(self) -> list[Event]:
         """End the items whose deadline has passed."""
-        events: list[Event] = []
-        now = time.monotonic()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            item = self._waiting.get(heapq.heappop(self._deadlines)[1])
-            if item is not None:
-                events.append(self._fail(item, DeadlineExceeded("the deadline passed")))
-        return events
+        return [
+            self._fail(self._waiting[item_id], DeadlineExceeded("the deadline passed"))
+            for item_id in self._deadlines.expired(time.monotonic())
+        ]
 
     @property
     def is_any_ready(self) -> bool:
@@ -146,9 +143,8 @@ class Batcher:
     @property
     def next_deadline(self) -> float:
         """The earliest deadline of a waiting item, or infinity."""
-        while self._deadlines and self._deadlines[0][1] not in self._waiting:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else float("inf")
+        at = self._deadlines.next_at()
+        return float("inf") if at is None else at
 
     def plan(self) -> Plan | None:
         """The next batch: of the bases of the item that is next. None if none is ready."""

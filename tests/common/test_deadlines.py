@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.deadlines import Deadlines
+from services.common.deadlines import Deadlines
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=60))
