@@ -7,7 +7,7 @@ import pytest
 
 from hmi.admin.v1 import resources_pb2
 from hmi.executor.v1 import executor_pb2
-from services.common.errors import Internal
+from services.common.errors import FailedPrecondition, Internal
 from services.gateway.answers import prediction
 from services.gateway.answers.spans import spans
 from services.gateway.domain import Encoded, Version
@@ -53,6 +53,19 @@ def test_a_tensor_of_the_wrong_size_is_our_fault() -> None:
     chosen = version(resources_pb2.TASK_SEQUENCE_CLASSIFICATION, "x", "y")
     with pytest.raises(Internal):
         prediction(chosen, tensor([1.0, 2.0, 3.0]), ENCODED, "")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "task", [resources_pb2.TASK_SEQUENCE_CLASSIFICATION, resources_pb2.TASK_EMBEDDING]
+)
+def test_numbers_that_overflowed_are_no_answer(
+    task: resources_pb2.Task.ValueType, number: float
+) -> None:
+    """Weights may be finite and their products not: a label would be made up."""
+    with pytest.raises(FailedPrecondition) as caught:
+        prediction(version(task, "x", "y"), tensor([0.5, number]), ENCODED, "")
+    assert caught.value.reason == "NOT_FINITE"
 
 
 def tagged(tags: list[str], labels: list[str]) -> np.ndarray:

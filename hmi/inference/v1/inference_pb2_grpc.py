@@ -72,7 +72,7 @@ class InferenceServiceServicer:
         none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
         tenant's queue is full, with RetryInfo and QuotaFailure; the request has more tokens than its quota ever admits at
         once, with QuotaFailure alone; or an input exceeds what an executor takes),
-        FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
+        FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded, or overflow on an input).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class InferenceServiceStub:
     none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
     tenant's queue is full, with RetryInfo and QuotaFailure; the request has more tokens than its quota ever admits at
     once, with QuotaFailure alone; or an input exceeds what an executor takes),
-    FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
+    FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded, or overflow on an input).
     """
     StreamPredict: grpc.StreamStreamMultiCallable[hmi.inference.v1.inference_pb2.StreamPredictRequest, hmi.inference.v1.inference_pb2.StreamPredictResponse]
     """StreamPredict answers a stream of independent items, each exactly once, in the order they finish.
@@ -71,7 +71,7 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
     tenant's queue is full, with RetryInfo and QuotaFailure; the request has more tokens than its quota ever admits at
     once, with QuotaFailure alone; or an input exceeds what an executor takes),
-    FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
+    FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded, or overflow on an input).
     """
     StreamPredict: grpc.aio.StreamStreamMultiCallable[hmi.inference.v1.inference_pb2.StreamPredictRequest, hmi.inference.v1.inference_pb2.StreamPredictResponse]  # type: ignore[assignment]
     """StreamPredict answers a stream of independent items, each exactly once, in the order they finish.
@@ -103,7 +103,7 @@ class InferenceServiceServicer(metaclass=abc.ABCMeta):
         none), NOT_FOUND (model unknown to this tenant, or version unknown), RESOURCE_EXHAUSTED (a quota is used up or the
         tenant's queue is full, with RetryInfo and QuotaFailure; the request has more tokens than its quota ever admits at
         once, with QuotaFailure alone; or an input exceeds what an executor takes),
-        FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded).
+        FAILED_PRECONDITION (model has no active version, or its weights cannot be loaded, or overflow on an input).
         """
 
     @abc.abstractmethod

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hmi.admin.v1 import resources_pb2
 from hmi.executor.v1 import executor_pb2
 from hmi.inference.v1 import inference_pb2 as pb
-from services.common.errors import Internal
+from services.common.errors import FailedPrecondition, Internal
 from services.gateway.answers.spans import spans
 from services.gateway.domain import Encoded, Version
 
@@ -43,8 +43,15 @@ def prediction(
 
     Raises:
         Internal: The tensor does not have the shape that the version's task and labels ask for.
+        FailedPrecondition: A number is not finite: no label or score can be told from it.
     """
     values = np.frombuffer(tensor.data, dtype="<f4")
+    if not np.isfinite(values).all():
+        raise FailedPrecondition(
+            f"version {version.pb.number} of model '{version.pb.model}' overflows on an input: its "
+            "weights are too large",
+            reason="NOT_FINITE",
+        )
     convert = _BY_TASK[version.task]
     answer = convert(version, values, encoded, text)
     answer.num_tokens = len(encoded.ids)
