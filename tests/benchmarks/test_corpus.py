@@ -5,13 +5,14 @@ In processes of their own, with bounds so tight that the small one reaches them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks import corpus as made
-from benchmarks.corpus import in_a_process, write_corpus
+from benchmarks.corpus import in_a_process, place, write_corpus
 from hmi import corpus
 from hmi.bases import minilm_directory
 from services.common.ngram_counts import NgramCounter
@@ -56,3 +57,12 @@ def test_eight_times_the_text_takes_no_more_memory(
 ) -> None:
     small, large = (in_a_process(read, file).peak_bytes for file in files)
     assert large - small < SLACK_BYTES
+
+
+def test_eight_times_the_tokens_take_no_more_memory_for_where_texts_begin(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    for path, num_bytes in ((small, 24_000_000), (large, 192_000_000)):
+        path.touch()
+        os.truncate(path, num_bytes)  # what is made up of them needs their sizes alone
+    readings = [in_a_process(place, path) for path in (small, large)]
+    assert readings[1].own_bytes - readings[0].own_bytes < SLACK_BYTES
