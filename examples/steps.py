@@ -68,6 +68,7 @@ class Stoppable:
     """Ends a training when it is told to; passes on everything else."""
 
     def __init__(self, shown: Progress, stop: threading.Event) -> None:
+        self.note = shown.note
         self.start = shown.start
         self.epoch = shown.epoch
         self.finish = shown.finish

@@ -149,7 +149,7 @@ class UploadCalls(ModelCalls):
             domain: Path of the domain whose tables it reads (split bases); empty: the root's.
             follow: Read the domain's latest tables instead of those of today.
             activate: Send the model's traffic to it.
-            options: What to state over the directory's own word.
+            options: What to state where the directory does not.
             request_id: Makes a repetition by the caller safe; one is made up if None.
             progress: Called with (bytes sent, bytes in all).
 
