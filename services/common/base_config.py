@@ -7,7 +7,7 @@ Knows no weights and no torch, so that the gateway can bound a request by it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -164,35 +164,6 @@ class BaseConfig:
         if base.max_tokens < 1:
             raise _refusal("max_position_embeddings", f"{base.num_positions} leaves no positions")
         return base
-
-    def check_tokens(
-        self, field: str, token_ids: Sequence[int], type_ids: Sequence[int] | None = None
-    ) -> None:
-        """Refuse one row's input that would read outside the base's tables.
-
-        On a GPU such a read kills the device's context, and with it every tenant's batch.
-
-        Raises:
-            InvalidArgument: `field` has no tokens, too many, or an id outside its table.
-        """
-        if not token_ids:
-            raise InvalidArgument(field, "no tokens")
-        if len(token_ids) > self.max_tokens:
-            raise InvalidArgument(
-                field, f"{len(token_ids)} tokens, the base takes {self.max_tokens}"
-            )
-        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
-            raise InvalidArgument(
-                field, f"a token id is outside the vocabulary [0, {self.vocab_size})"
-            )
-        if type_ids is None:
-            return
-        if len(type_ids) != len(token_ids):
-            raise InvalidArgument(field, f"{len(type_ids)} type ids for {len(token_ids)} tokens")
-        if self.type_vocab_size > 1 and (
-            min(type_ids) < 0 or max(type_ids) >= self.type_vocab_size
-        ):
-            raise InvalidArgument(field, f"a type id is outside [0, {self.type_vocab_size})")
 
 
 def _refusal(key: str, message: str) -> InvalidArgument:

@@ -111,29 +111,3 @@ def test_a_file_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
 def test_no_file_is_a_failed_precondition(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition):
         BaseConfig.from_file(tmp_path / "config.json")
-
-
-@pytest.mark.parametrize(
-    ("token_ids", "type_ids"),
-    [
-        ([], None),
-        ([1] * 513, None),
-        ([-1], None),
-        ([30522], None),
-        ([1, 2], [0]),
-        ([1, 2], [0, 2]),
-        ([1], [-1]),
-    ],
-)
-def test_ids_outside_the_tables_are_refused(
-    token_ids: list[int], type_ids: list[int] | None
-) -> None:
-    with pytest.raises(InvalidArgument) as refusal:
-        BaseConfig.from_hf(BERT).check_tokens("items[3]", token_ids, type_ids)
-    assert refusal.value.field == "items[3]"
-
-
-def test_ids_inside_the_tables_pass() -> None:
-    base = BaseConfig.from_hf(BERT)
-    base.check_tokens("items[0]", [0, 30521] * 256, [0, 1] * 256)
-    base.check_tokens("items[0]", [5])

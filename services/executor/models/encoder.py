@@ -91,7 +91,8 @@ class Encoder:
         """Token, position and type embeddings, summed and normalised: the input of layer 0.
 
         Args:
-            token_ids: int64 `[tokens]`, already checked by `BaseConfig.check_tokens`.
+            token_ids: int64 `[tokens]`, all inside the vocabulary: on a GPU another would end the
+                device's context, and with it every tenant's batch.
             type_ids: int64 `[tokens]`; None is all zeros. Ignored, as transformers' tokenizers do
                 for these bases, where there is at most one type.
             position_offsets: int64 `[rows]`: tokens each row has had before this call (RoBERTa:
