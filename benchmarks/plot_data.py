@@ -118,12 +118,9 @@ def num_probes(table: Table, keys: NDArray[np.int64], found: Found) -> int:
     """How many keys `table.find` looked up in all nodes together, told from what it found."""
     depth = len(table.nodes)
     probes_in_class = depth - found.nodes.astype(np.int64)
-    key_of = [
-        keys, ngrams.without_right(keys), ngrams.without_left(keys), ngrams.only_centre(keys)
-    ]  # fmt: skip
     total = np.zeros(len(keys), np.int64)
     pending = np.ones(len(keys), np.bool_)
-    for candidate in key_of:
+    for candidate in ngrams.candidates(keys).T:
         held = np.any([node.find(candidate) != ABSENT for node in table.nodes], axis=0)
         total[pending & held] += probes_in_class[pending & held]
         total[pending & ~held] += depth

@@ -98,8 +98,17 @@ def minilm_directory() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def trained_on(base: str, directory: Path | None) -> tuple[Path, Path | None]:
-    """Where training finds a base: its checkpoint, and its local encoder if it is split.
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """Where training finds a base. What a split base has beside its checkpoint may be None."""
+
+    directory: Path
+    local_encoder: Path | None = None
+    root_keys: Path | None = None
+
+
+def trained_on(base: str, directory: Path | None) -> TrainedOn:
+    """Where training finds a base.
 
     Args:
         directory: Where its files lie; None for the bases that come along.
@@ -113,13 +122,15 @@ def trained_on(base: str, directory: Path | None) -> tuple[Path, Path | None]:
             raise InvalidArgument(f"--base-dir is needed for base {base}", field="base_dir")
         directory = minilm_directory()
         if base == "minilm":
-            return directory, None
-        for path in hminilm_files():
-            if path.name == LOCAL_ENCODER:
-                return directory, path
-        raise NotFound("models/hminilm holds no local encoder: `hmi distill` makes one")
-    local_encoder = directory / LOCAL_ENCODER
-    return directory, local_encoder if local_encoder.is_file() else None
+            return TrainedOn(directory)
+        files = hminilm_files()
+        if not files:
+            raise NotFound("models/hminilm holds no local encoder: `hmi distill` makes one")
+        return TrainedOn(directory, *files)
+    local_encoder, root_keys = (directory / name for name in SPLIT)
+    if not local_encoder.is_file():
+        return TrainedOn(directory)
+    return TrainedOn(directory, local_encoder, root_keys if root_keys.is_file() else None)
 
 
 def hminilm_files() -> tuple[Path, ...]:

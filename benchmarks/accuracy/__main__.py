@@ -65,7 +65,8 @@ def _note(report: Report, encoders: Encoders, limits: Mapping[str, Limits], num_
         )
     report.note(
         f"{num_folds} folds; LoRA r = {RANK}, alpha = {ALPHA} on query and value of layers "
-        f"{split} and up, a linear head; {encoders.base.dtype}; epochs "
+        f"{split} and up, a linear head, trained on texts seen as they are when served; "
+        f"{encoders.base.dtype}; epochs "
         + ", ".join(f"{name} {recipe.num_epochs}" for name, recipe in RECIPES.items())
     )
     if described := encoders.described:

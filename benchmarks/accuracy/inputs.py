@@ -16,15 +16,14 @@ from torch import Tensor
 from benchmarks.accuracy.tasks import Task
 from services.common import ngrams
 from services.common.ngrams import IntArray
-from services.executor.construct.shown import DROP_OUTER
 from services.executor.models.bypass import NoBypass
 from services.executor.models.encoder import Encoder
 from services.executor.models.local_encoder import LocalEncoder
 from services.executor.models.segments import Segments
 from services.knowledge_store.tree.sorted_keys import contains, union
 
-FULL, LEFT_BIGRAM, RIGHT_BIGRAM, UNIGRAM = range(4)
 NUM_CANDIDATES = 4
+FULL, UNIGRAM = 0, NUM_CANDIDATES - 1
 _BATCH_TOKENS = 8_192
 
 
@@ -66,7 +65,7 @@ class LookedUp:
 
     def __init__(self, encoders: Sequence[LocalEncoder], keys: IntArray) -> None:
         self._local = encoders[0]
-        distinct, places = np.unique(candidates(keys), return_inverse=True)
+        distinct, places = np.unique(ngrams.candidates(keys), return_inverse=True)
         wanted = torch.from_numpy(distinct)
         self._rows = torch.cat([encoder.rows(wanted) for encoder in encoders])
         shifts = np.arange(len(encoders)) * len(distinct)
@@ -82,13 +81,6 @@ class LookedUp:
             return self._local.merge(values, None, segments)
 
 
-def candidates(keys: IntArray) -> IntArray:
-    """int64 `[n, 4]`: the n-grams that may answer for each fullest one, in back-off's order."""
-    return np.stack(
-        [keys, ngrams.without_right(keys), ngrams.without_left(keys), ngrams.only_centre(keys)], 1
-    )
-
-
 def backed_off(keys: IntArray, rows: IntArray, leaf_rows: IntArray | None = None) -> IntArray:
     """Which of its four n-grams answers for each token under back-off (design section 5).
 
@@ -97,7 +89,7 @@ def backed_off(keys: IntArray, rows: IntArray, leaf_rows: IntArray | None = None
         leaf_rows: Keys whose rows a domain's own encoder made; None: there is one encoder. What
             is not among them is answered by the second encoder's row.
     """
-    columns = candidates(keys)
+    columns = ngrams.candidates(keys)
     held = rows if leaf_rows is None else union(rows, leaf_rows)
     is_there = np.stack([contains(held, column) for column in columns.T], 1)
     is_there[:, UNIGRAM] = True
@@ -105,16 +97,6 @@ def backed_off(keys: IntArray, rows: IntArray, leaf_rows: IntArray | None = None
     if leaf_rows is not None:
         answering = np.take_along_axis(columns, view[:, None], 1)[:, 0]
         view = view + NUM_CANDIDATES * ~contains(leaf_rows, answering)
-    return view
-
-
-def dropped(num_tokens: int, chance: np.random.Generator) -> IntArray:
-    """What a token is seen as in training: neighbours left out as in distillation."""
-    fate = chance.random(num_tokens) / DROP_OUTER
-    view = np.full(num_tokens, FULL)
-    view[fate < 1] = LEFT_BIGRAM
-    view[fate < 2 / 3] = UNIGRAM
-    view[fate < 1 / 3] = RIGHT_BIGRAM
     return view
 
 

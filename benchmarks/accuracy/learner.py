@@ -144,6 +144,7 @@ class Dealer:
 
 
 View = IntArray | None
+"""What every token of a task is seen as, `[tokens]`: which of its n-grams answers."""
 
 
 def train(
@@ -152,14 +153,10 @@ def train(
     dealer: Dealer,
     texts: IntArray,
     recipe: Recipe,
-    views: list[View],
+    view: View,
     seed: int,
 ) -> None:
-    """Learn from texts.
-
-    Args:
-        views: What every token of the task is seen as, `[tokens]`, in each epoch in turn.
-    """  # fmt: skip
+    """Learn from texts."""
     num_steps = recipe.num_epochs * math.ceil(len(texts) / recipe.batch_texts)
     optimizer = torch.optim.AdamW(
         [
@@ -173,8 +170,7 @@ def train(
         optimizer, lambda step: min((step + 1) / warm_up, max(0.0, 1 - step / num_steps))
     )
     chance = np.random.default_rng(seed)
-    for epoch in range(recipe.num_epochs):
-        view = views[epoch % len(views)]
+    for _ in range(recipe.num_epochs):
         for batch in dealer.shuffled(texts, recipe.batch_texts, chance):
             # The fused attention is the faster one forwards, but several times slower backwards.
             with sdpa_kernel(SDPBackend.MATH):

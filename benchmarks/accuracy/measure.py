@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.accuracy.learner import RECIPES, Dealer, Model, embed, score, train
-from benchmarks.accuracy.subjects import BASE, Encoders, Subject
+from benchmarks.accuracy.subjects import Encoders, Subject
 from benchmarks.accuracy.tables import hit_shares
 from benchmarks.accuracy.tasks import Limits, Task, load
 from services.common.ngrams import IntArray
@@ -31,13 +31,11 @@ class Outcome:
         right: Labels that are right, by text, `[texts]`; texts of unmeasured folds are absent.
         shared: Of each text's ten nearest neighbours, those that the base finds too.
         hits: Share of tokens answered by an n-gram of each order; empty where nothing backs off.
-        seconds: Training and asking.
     """
 
     right: IntArray
     shared: IntArray
     hits: dict[int, float] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 @dataclass
@@ -64,7 +62,7 @@ def measure(
 
     Args:
         folds: Those that are measured.
-        only: Names of subjects; empty measures all. The base always is.
+        only: As `Encoders.subjects` takes it.
     """
     task = load(name, limits)
     dealer = Dealer(task)
@@ -78,48 +76,46 @@ def measure(
     )
     neighbours: Tensor | None = None
     began = time.monotonic()
-    for subject in encoders.subjects(task):
-        if only and subject.name not in only and subject.name != BASE:
-            continue
+    for subject in encoders.subjects(task, only):
         print(f"{time.monotonic() - began:6.0f} s  {name}: {subject.name}", file=sys.stderr)
-        found = _ask(subject, task, dealer, limits, folds)
-        for view, by_text in found.items():
-            scores = np.array([by_text[int(text)] for text in tested])
-            outcome.asked = scores[:, 1]
-            near = nearest(_embedded(subject, task, dealer, tested, view))
-            neighbours = near if neighbours is None else neighbours
-            row = Outcome(scores[:, 0], overlap(near, neighbours))
-            row.hits = _hits(task, subject.views[view])
-            row.seconds = time.monotonic() - began
-            outcome.rows[f"{subject.name}, {view}" if view else subject.name] = row
+        by_text = _ask(subject, task, dealer, limits, folds)
+        scores = np.array([by_text[int(text)] for text in tested])
+        outcome.asked = scores[:, 1]
+        near = nearest(_embedded(subject, task, dealer, tested))
+        neighbours = near if neighbours is None else neighbours
+        row = Outcome(scores[:, 0], overlap(near, neighbours), _hits(task, subject.asked))
+        outcome.rows[subject.name] = row
     return outcome
 
 
 def _ask(
     subject: Subject, task: Task, dealer: Dealer, limits: Limits, folds: range
-) -> dict[str, dict[int, tuple[int, int]]]:
-    """Scores by view and text: one adapter a fold, asked under every view."""
-    found: dict[str, dict[int, tuple[int, int]]] = {view: {} for view in subject.views}
+) -> dict[int, tuple[int, int]]:
+    """Scores by text: one adapter a fold, asked about what is held out."""
+    found: dict[int, tuple[int, int]] = {}
+    recipe = RECIPES[task.name]
     for fold in folds:
         chance = np.random.default_rng([_SAMPLE_SEED, fold])
         learnt = chance.permutation(np.flatnonzero(task.fold_of != fold))[: limits.learnt]
         model = Model(subject.upper, subject.split, task, seed=fold)
-        recipe = RECIPES[task.name]
-        train(model, subject.inputs, dealer, learnt, recipe, subject.learning, seed=fold)
+        train(model, subject.inputs, dealer, learnt, recipe, subject.learning[fold], seed=fold)
         held_out = np.flatnonzero(task.fold_of == fold)
-        for view, by_fold in subject.views.items():
-            found[view] |= score(model, subject.inputs, dealer, held_out, by_fold[fold])
+        found |= score(model, subject.inputs, dealer, held_out, subject.asked[fold])
     return found
 
 
-def _embedded(subject: Subject, task: Task, dealer: Dealer, tested: IntArray, view: str) -> Tensor:
+def _embedded(subject: Subject, task: Task, dealer: Dealer, tested: IntArray) -> Tensor:
     """Embeddings of the tested texts, each looked up where its fold was held out."""
-    by_fold = subject.views[view]
     vectors = torch.empty(len(tested), subject.upper.config.hidden_size)
     for fold in np.unique(task.fold_of[tested]):
         is_here = task.fold_of[tested] == fold
         vectors[torch.from_numpy(is_here)] = embed(
-            subject.upper, subject.split, subject.inputs, dealer, tested[is_here], by_fold[fold]
+            subject.upper,
+            subject.split,
+            subject.inputs,
+            dealer,
+            tested[is_here],
+            subject.asked[fold],
         )
     return vectors
 

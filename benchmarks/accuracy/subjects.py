@@ -6,8 +6,9 @@ Knows files of encoders; does not know how anything is trained or judged.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from benchmarks.accuracy.inputs import (
     Inputs,
     LookedUp,
     backed_off,
-    dropped,
     of_base,
 )
-from benchmarks.accuracy.tables import domain_rows
+from benchmarks.accuracy.tables import domain_rows, repeated
 from benchmarks.accuracy.tasks import NUM_FOLDS, Task
 from services.common.local_encoder_format import FILE_NAME
 from services.common.ngram_counts import NgramCounts
@@ -37,28 +37,34 @@ from services.executor.models.local_encoder import LocalEncoder
 CONTROLS = "controls.json"
 BASE, OURS, ADAPTED = "base", "hMiniLM", "hMiniLM adapted"
 COMPUTE, BACKOFF, SINGLETONS = "compute", "backoff", "backoff with singletons"
-ALPHA = 0.5
-_EPOCHS = 3  # training views differ from epoch to epoch
+ALPHAS = {BACKOFF: 0.5, SINGLETONS: 1.0}
 
 View = IntArray | None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One row of the report, or several that share a training.
+    """One row of the report.
 
     Attributes:
+        kind: What it is an encoder of; `--only` goes by it.
+        view: What stands for n-grams that tables lack; empty where there are none.
         upper: Its layers from `split` on are trained on.
-        learning: What tokens are seen as in training, one an epoch.
-        views: By name, what they are seen as when held out, one a fold.
+        learning, asked: What tokens are seen as in training and when held out, by fold.
     """
 
-    name: str
+    kind: str
+    view: str
     upper: Encoder
     split: int
     inputs: Inputs
     learning: list[View]
-    views: Mapping[str, list[View]]
+    asked: list[View]
+
+    @property
+    def name(self) -> str:
+        """The row's."""
+        return f"{self.kind}, {self.view}" if self.view else self.kind
 
 
 @dataclass(frozen=True)
@@ -93,59 +99,90 @@ class Encoders:
         content: dict[str, Any] = json.loads(_file(self.controls, CONTROLS).read_text("utf-8"))
         return content
 
-    def subjects(self, task: Task) -> Iterator[Subject]:
-        """All that can be compared on a task, the base first; each is made when it is asked for."""
-        ours = self.ours
-        inputs = of_base(self.base, task, ours.split)
-        yield Subject(BASE, self.base, ours.split, inputs, [None], {"": [None] * NUM_FOLDS})
-        keys, root = task.keys, self.root
-        views = _views(task, lambda fold, alpha: backed_off(
-            keys, np.union1d(root, domain_rows(task, fold, alpha))))  # fmt: skip
-        yield self._split(OURS, [ours], task, views)
-        if self.controls is None:
-            return
-        names = self.described["encoders"]
-        for form in ("centre", "sum"):
-            if form in names:
-                yield self._split(form, [self._control(form)], task, views)
-        if "unigram" in names:
-            yield self._unigram(task)
-        if "dropped" in names:
-            upper = dropping.load(self.controls / "dropped", self.base, ours.split)
-            inputs = of_base(self.base, task, 0)
-            yield Subject("dropped", upper, ours.split, inputs, [None], {"": [None] * NUM_FOLDS})
+    def subjects(self, task: Task, only: frozenset[str]) -> Iterator[Subject]:
+        """All that can be compared on a task, the base first; each is made when it is asked for.
+
+        Args:
+            only: Kinds; empty: all. The base always is.
+        """
+        names = self.described.get("encoders", [])
+        split = self.ours.split
+        yield self._without_tables(BASE, self.base, split, of_base(self.base, task, split))
+        kinds: dict[str, Callable[[], Iterator[Subject]]] = {OURS: lambda: self._ours(task)}
+        for name in ("centre", "sum", "unigram", "dropped"):
+            if name in names:
+                kinds[name] = partial(self._control_of, name, task)
         if f"adapted-{task.name}" in names:
-            adapted = self._control(f"adapted-{task.name}")
-            views = _views(task, lambda fold, alpha: backed_off(
-                keys, root, domain_rows(task, fold, alpha)))  # fmt: skip
-            yield self._split(ADAPTED, [adapted, ours], task, views)
+            kinds[ADAPTED] = lambda: self._adapted(task)
+        for kind, subjects in kinds.items():
+            if not only or kind in only:
+                yield from subjects()
+
+    def _ours(self, task: Task) -> Iterator[Subject]:
+        keys, root = task.keys, self.root
+        yield from self._split(
+            OURS,
+            [self.ours],
+            task,
+            (COMPUTE, BACKOFF, SINGLETONS),
+            lambda rows: backed_off(keys, np.union1d(root, rows)),
+        )
+
+    def _adapted(self, task: Task) -> Iterator[Subject]:
+        keys, root = task.keys, self.root
+        yield from self._split(
+            ADAPTED,
+            [self._control(f"adapted-{task.name}"), self.ours],
+            task,
+            (COMPUTE, BACKOFF),
+            lambda rows: backed_off(keys, root, rows),
+        )
+
+    def _control_of(self, name: str, task: Task) -> Iterator[Subject]:
+        split = self.ours.split
+        if name == "dropped":
+            upper = dropping.load(_there(self.controls) / name, self.base, split)
+            yield self._without_tables(name, upper, split, of_base(self.base, task, 0))
+            return
+        local = self._control(name)
+        seen = UNIGRAM if name == "unigram" else FULL
+        view = "" if name == "unigram" else COMPUTE
+        always: list[View] = [np.full(len(task.keys), seen)] * NUM_FOLDS
+        inputs = LookedUp([local], task.keys)
+        yield Subject(name, view, self.base, split, inputs, always, always)
 
     def _control(self, name: str) -> LocalEncoder:
         return load_local(_file(_there(self.controls) / name, FILE_NAME), self.base)
 
+    def _without_tables(self, kind: str, upper: Encoder, split: int, inputs: Inputs) -> Subject:
+        nothing: list[View] = [None] * NUM_FOLDS
+        return Subject(kind, "", upper, split, inputs, nothing, nothing)
+
     def _split(
-        self, name: str, encoders: list[LocalEncoder], task: Task, views: Mapping[str, list[View]]
-    ) -> Subject:
-        num_tokens = int(task.lengths.sum())
-        chance = np.random.default_rng(0)
-        learning: list[View] = [dropped(num_tokens, chance) for _ in range(_EPOCHS)]
+        self,
+        kind: str,
+        encoders: list[LocalEncoder],
+        task: Task,
+        views: Sequence[str],
+        backed: Callable[[IntArray], IntArray],
+    ) -> Iterator[Subject]:
+        """Encoders as they are served: trained and asked under one policy.
+
+        Args:
+            backed: From the rows of a domain's table to what tokens are seen as.
+        """
         inputs = LookedUp(encoders, task.keys)
-        return Subject(name, self.base, encoders[0].split, inputs, learning, views)
-
-    def _unigram(self, task: Task) -> Subject:
-        local = self._control("unigram")
-        view = np.full(int(task.lengths.sum()), UNIGRAM)
-        inputs = LookedUp([local], task.keys)
-        return Subject("unigram", self.base, local.split, inputs, [view], {"": [view] * NUM_FOLDS})
-
-
-def _views(task: Task, backed: Callable[[int, float], IntArray]) -> dict[str, list[View]]:
-    full = np.full(int(task.lengths.sum()), FULL)
-    return {
-        COMPUTE: [full] * NUM_FOLDS,
-        BACKOFF: [backed(fold, ALPHA) for fold in range(NUM_FOLDS)],
-        SINGLETONS: [backed(fold, 1.0) for fold in range(NUM_FOLDS)],
-    }
+        folds = range(NUM_FOLDS)
+        others = [repeated(task, fold) for fold in folds] if len(views) > 1 else []
+        for view in views:
+            if view == COMPUTE:
+                full: list[View] = [np.full(len(task.keys), FULL)] * NUM_FOLDS
+                yield Subject(kind, view, self.base, encoders[0].split, inputs, full, full)
+                continue
+            rows = [domain_rows(task, fold, ALPHAS[view]) for fold in folds]
+            learning = [backed(np.intersect1d(*pair)) for pair in zip(rows, others, strict=True)]
+            asked = [backed(held) for held in rows]
+            yield Subject(kind, view, self.base, encoders[0].split, inputs, [*learning], [*asked])
 
 
 def _there(directory: Path | None) -> Path:

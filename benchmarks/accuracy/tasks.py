@@ -40,9 +40,9 @@ class Limits:
 
 
 LIMITS = {
-    "topics": Limits(texts=1_600, tokens=64, learnt=1_000),
-    "sentiment": Limits(texts=6_000, tokens=64, learnt=2_400),
-    "tags": Limits(texts=4_000, tokens=64, learnt=2_000),
+    "topics": Limits(texts=2_000, tokens=128, learnt=2_000),
+    "sentiment": Limits(texts=8_000, tokens=64, learnt=6_400),
+    "tags": Limits(texts=6_000, tokens=64, learnt=4_800),
 }
 QUICK = {
     name: Limits(limits.texts // 5, limits.tokens, limits.learnt // 4)

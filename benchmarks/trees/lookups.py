@@ -49,9 +49,7 @@ def answering(keys: IntArray, rows: IntArray) -> IntArray:
     """The n-gram that answers for each fullest n-gram `[n]`; 0: none (design section 5: trigram,
     left bigram, right bigram, unigram)."""
     answers = np.zeros(len(keys), np.int64)
-    candidates = (keys, ngrams.without_right(keys), ngrams.without_left(keys),
-                  ngrams.only_centre(keys))  # fmt: skip
-    for candidate in candidates:
+    for candidate in ngrams.candidates(keys).T:
         is_answered = (answers == 0) & contains(rows, candidate)
         answers[is_answered] = candidate[is_answered]
     return answers

@@ -48,6 +48,9 @@ def train(
     domain: Annotated[
         str | None, typer.Option(help="The domain it will be pushed with (split bases).")
     ] = None,
+    policy: Annotated[
+        str, typer.Option(help="The domain's: backoff, or compute (split bases).")
+    ] = "backoff",
     task: Annotated[str | None, typer.Option(help="By default told from the data.")] = None,
     adapter: Annotated[str, typer.Option(help="lora or ia3.")] = "lora",
     rank: Annotated[int, typer.Option(help="LoRA's r.")] = 8,
@@ -72,17 +75,20 @@ def train(
     from services.common.errors import HmiError as ServiceError
     from services.executor.train import Adapter, TrainOptions
     from services.executor.train.data import read_examples
-    from services.executor.train.options import Task
+    from services.executor.train.options import MissPolicy, Task
     from services.executor.train.splits import split
 
-    base_dir, own_encoder = trained_on(base, base_dir)
-    local_encoder = local_encoder or own_encoder
+    found = trained_on(base, base_dir)
+    local_encoder = local_encoder or found.local_encoder
     if domain is not None and local_encoder is None:
         raise InvalidArgument(
             f"--domain: base {base} is not split, so it has no domains: leave it out, or name a "
             "split --base such as hminilm",
             field="domain",
         )
+    policies = [known.value for known in MissPolicy]
+    if policy not in policies:
+        raise InvalidArgument(f"--policy {policy} is none of {', '.join(policies)}", field="policy")
     kinds = [kind.value for kind in Adapter]
     tasks = [kind.value for kind in Task]
     if adapter not in kinds:
@@ -92,10 +98,12 @@ def train(
     try:
         options = TrainOptions(
             data=data,
-            base_dir=base_dir,
+            base_dir=found.directory,
             base=base,
             out=out,
             local_encoder=local_encoder,
+            root_keys=found.root_keys,
+            policy=MissPolicy(policy),
             domain=None if domain == ROOT else domain,
             task=None if task is None else Task(task),
             adapter=Adapter(adapter),

@@ -100,6 +100,12 @@ def only_centre(keys: IntArray) -> IntArray:
     return np.asarray(keys & _CENTRE)
 
 
+def candidates(keys: IntArray) -> IntArray:
+    """The n-grams that may answer for each fullest one, in the order of back-off: itself, the left
+    bigram, the right bigram, the unigram. int64 `[n]` to `[n, 4]` (design section 5)."""
+    return np.stack([keys, without_right(keys), without_left(keys), only_centre(keys)], axis=1)
+
+
 def is_key(keys: IntArray) -> NDArray[np.bool_]:
     """Whether each number is a key: its centre is present and nothing is set beyond 63 bits."""
     return np.asarray((keys >= 0) & (keys & _CENTRE != 0))

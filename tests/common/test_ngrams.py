@@ -49,6 +49,9 @@ def test_packing_loses_nothing_and_backing_off_clears_slots(
     assert (ngrams.without_right(keys) == ngrams.pack(left, centre, nothing)).all()
     assert (ngrams.without_left(keys) == ngrams.pack(nothing, centre, right)).all()
     assert (ngrams.only_centre(keys) == ngrams.pack(nothing, centre, nothing)).all()
+    left_bigrams, right_bigrams = ngrams.without_right(keys), ngrams.without_left(keys)
+    every = np.stack([keys, left_bigrams, right_bigrams, ngrams.only_centre(keys)]).T
+    assert (ngrams.candidates(keys) == every).all()
     assert ngrams.is_key(keys).tolist() == [slot[1] > 0 for slot in slots]
 
 

@@ -1,8 +1,7 @@
 """A split base under training: looked-up rows in place of embeddings and lower layers.
 
-Knows how transformers' encoders are put together; does not know adapters, tasks or tables. Rows are
-the local encoder's, rounded as a table holds them. While training, neighbours are left out at
-random as in distillation, so that what is learnt holds for n-grams that a table lacks.
+Knows how transformers' encoders are put together; does not know adapters or tasks. Rows are
+the local encoder's, rounded as a table holds them, of the n-grams that tables would answer with.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from services.common import ngrams
 from services.common.errors import InvalidArgument
 from services.executor.construct.local_file import load_local
-from services.executor.construct.shown import drop_outer
 from services.executor.device import pick_dtype
 from services.executor.models.encoder import load_base
 from services.executor.models.local_encoder import LocalEncoder
 from services.executor.models.segments import Segments
+from services.executor.train.tables import Tables
 
 
 class RowCache:
@@ -54,15 +53,15 @@ class LookedUp(nn.Module):
     Args:
         local: The local encoder.
         pad_id: Token id that fills up rows.
-        seed: Of the neighbours that are left out.
+        tables: What answers for an n-gram; None: always its own row, as under `compute`.
     """
 
-    def __init__(self, local: LocalEncoder, pad_id: int, seed: int) -> None:
+    def __init__(self, local: LocalEncoder, pad_id: int, tables: Tables | None) -> None:
         super().__init__()
         self._local = local
         self._cache = RowCache(local)
         self._pad_id = pad_id
-        self._rng = np.random.default_rng(seed)
+        self._tables = tables
 
     def forward(
         self,
@@ -75,10 +74,10 @@ class LookedUp(nn.Module):
         is_text = (input_ids != self._pad_id).cpu()
         segments = Segments(is_text.sum(1).tolist(), self._local.device)
         ids = input_ids.cpu()[is_text].numpy()
-        slots = torch.from_numpy(ngrams.unpack(ngrams.keys_of(ids, segments.lengths)))
-        if self.training:
-            slots = drop_outer(slots, self._rng)
-        values = self._cache.rows(ngrams.pack(*slots.numpy().T))
+        keys = ngrams.keys_of(ids, segments.lengths)
+        if self._tables is not None:
+            keys = self._tables.answering(keys, is_learning=self.training)
+        values = self._cache.rows(keys)
         types = None if token_type_ids is None else token_type_ids.cpu()[is_text]
         with torch.no_grad():
             rows = self._local.split_values(values, segments)
@@ -97,7 +96,12 @@ class Passed(nn.Module):
 
 
 def look_up(
-    encoder: nn.Module, base_dir: Path, local_encoder: Path, *, device: torch.device, seed: int
+    encoder: nn.Module,
+    base_dir: Path,
+    local_encoder: Path,
+    tables: Tables | None,
+    *,
+    device: torch.device,
 ) -> int:
     """Put a local encoder in the place of a transformers encoder's embeddings and lower layers.
 
@@ -105,6 +109,7 @@ def look_up(
         encoder: BERT's, RoBERTa's or DistilBERT's, without a task's head. Changed in place.
         base_dir: The unsplit base.
         local_encoder: Its `local_encoder.safetensors`.
+        tables: As `LookedUp` takes them.
 
     Returns:
         The split: the number of layers taken out.
@@ -118,7 +123,7 @@ def look_up(
     if local.split >= len(stack.layer):
         raise InvalidArgument("local_encoder", "splits at or above the base's last layer")
     model: Any = encoder
-    model.embeddings = LookedUp(local, base.config.pad_token_id, seed)
+    model.embeddings = LookedUp(local, base.config.pad_token_id, tables)
     for index in range(local.split):
         stack.layer[index] = Passed()
     return local.split

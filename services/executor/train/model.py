@@ -26,6 +26,7 @@ from services.common.errors import InvalidArgument
 from services.executor.train.looked_up import look_up
 from services.executor.train.options import Adapter, Task, TrainOptions
 from services.executor.train.spans import tag_names
+from services.executor.train.tables import Tables
 
 _log: Any = _logging  # untyped
 _POOLER = "pooler"
@@ -73,6 +74,7 @@ class Trainee:
         task: What the head does.
         labels: Of the data; a span label makes two tags.
         device: Where it will be trained.
+        tables: What answers for n-grams of a split base; None: each its own row.
 
     Raises:
         InvalidArgument: the base's weights are missing, or no layer matches target_modules.
@@ -85,6 +87,7 @@ class Trainee:
         task: Task,
         labels: tuple[str, ...],
         device: torch.device,
+        tables: Tables | None = None,
     ) -> None:
         self.task = task
         self.base = options.base
@@ -100,8 +103,8 @@ class Trainee:
                 model.get_submodule(str(model.base_model_prefix)),
                 options.base_dir,
                 options.local_encoder,
+                tables,
                 device=device,
-                seed=options.seed,
             )
             self._layers = self._layers[split:]
         adapter = self._adapter_config(options, has_pooler=_POOLER not in missing)

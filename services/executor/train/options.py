@@ -27,6 +27,13 @@ class Adapter(StrEnum):
     IA3 = "ia3"
 
 
+class MissPolicy(StrEnum):
+    """What stands for an n-gram that no table holds, where the model will be served."""
+
+    BACKOFF = "backoff"
+    COMPUTE = "compute"
+
+
 class Precision(StrEnum):
     """Arithmetic of the forward and backward pass; parameters are float32 always."""
 
@@ -48,6 +55,11 @@ class TrainOptions:
     """Directory to write. Files of an earlier run in it are replaced."""
     local_encoder: Path | None = None
     """`local_encoder.safetensors` of a split base, whose layers below the split are not trained."""
+    root_keys: Path | None = None
+    """`root_keys.safetensors` of the split base: n-grams that tables hold before any domain's."""
+    policy: MissPolicy = MissPolicy.BACKOFF
+    """The domain's. Under backoff, a text under training misses what neither the root nor another
+    training text holds; metrics are of texts that miss what no training text holds."""
     domain: str | None = None
     """Path of the domain it is made for: written down, so that a push knows it."""
     task: Task | None = None

@@ -13,9 +13,10 @@ from services.executor.train.data import read_examples
 from services.executor.train.encode import encode, load_tokenizer
 from services.executor.train.loop import Loop
 from services.executor.train.model import Trainee
-from services.executor.train.options import Progress, TrainOptions, TrainReport
+from services.executor.train.options import MissPolicy, Progress, TrainOptions, TrainReport
 from services.executor.train.progress import NoProgress
 from services.executor.train.splits import split
+from services.executor.train.tables import Tables, root_keys
 
 
 def train(options: TrainOptions, progress: Progress | None = None) -> TrainReport:
@@ -58,7 +59,8 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
         progress.note(text)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(options.seed)
-        trainee = Trainee(options, config, examples.task, examples.labels, device)
+        tables = _tables(options, [encoded[item].token_ids for item in train_part])
+        trainee = Trainee(options, config, examples.task, examples.labels, device, tables)
         trainee.model.to(device)
         loop = Loop(
             trainee,
@@ -87,6 +89,12 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
         best_epoch=fit.best_epoch,
         duration_s=time.monotonic() - started,
     )
+
+
+def _tables(options: TrainOptions, texts: list[list[int]]) -> Tables | None:
+    if options.local_encoder is None or options.policy is MissPolicy.COMPUTE:
+        return None
+    return Tables(root_keys(options.root_keys), texts)
 
 
 def _device(name: str) -> torch.device:
