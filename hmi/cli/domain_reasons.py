@@ -42,28 +42,35 @@ def about_rows(stats: DomainStats, counts: NgramCounts | None) -> str:
     )
 
 
-def unchanged(
-    nodes: Iterable[DomainStats], changes: Sequence[DomainChange], tenants: Sequence[Tenant]
-) -> dict[str, str]:
+def unchanged(nodes: Iterable[DomainStats], changes: Sequence[DomainChange]) -> dict[str, str]:
     """Why an update leaves nodes as they are, by path; those that it changes are not in it.
 
     Args:
         nodes: Those that the update is of.
         changes: Its plan.
-        tenants: All, as traffic of those alone that share counts teaches a shared table.
     """
     moved = {change.path for change in changes if change.num_added or change.num_removed}
-    num_sharing = sum(tenant.shares_counts for tenant in tenants)
     return {
         named(stats.domain.path): _reason(
-            stats, [one for one in changes if one.path == stats.domain.path], num_sharing
+            stats, [one for one in changes if one.path == stats.domain.path]
         )
         for stats in nodes
         if stats.domain.path not in moved
     }
 
 
-def _reason(stats: DomainStats, own: Sequence[DomainChange], num_sharing: int) -> str:
+def too_few_share(tenants: Iterable[Tenant]) -> str | None:
+    """That traffic cannot teach a shared table yet, whatever it was; None if it can."""
+    num_sharing = sum(tenant.shares_counts for tenant in tenants)
+    if num_sharing >= _DEFAULT_MIN_TENANTS:
+        return None
+    return (
+        f"traffic teaches a shared table only what {_DEFAULT_MIN_TENANTS} tenants sent that share "
+        f"their counts, unless the deployment says otherwise: {num_sharing} do ({_SHARES})"
+    )
+
+
+def _reason(stats: DomainStats, own: Sequence[DomainChange]) -> str:
     domain = stats.domain
     if not domain.table_version:
         return "its first table is not made yet"
@@ -81,9 +88,4 @@ def _reason(stats: DomainStats, own: Sequence[DomainChange], num_sharing: int) -
         reasons.append("nothing is counted for it")
     elif not reasons:
         reasons.append("what is counted wants no row that it or a domain above lacks")
-    if not domain.tenant and num_sharing < _DEFAULT_MIN_TENANTS:
-        reasons.append(
-            f"traffic teaches it what {_DEFAULT_MIN_TENANTS} tenants sent, unless the deployment "
-            f"says otherwise, that share their counts: {num_sharing} do ({_SHARES})"
-        )
     return "; ".join(reasons)

@@ -33,7 +33,7 @@ from hmi.cli.domain_options import (
     is_within,
     named,
 )
-from hmi.cli.domain_reasons import about_rows, unchanged
+from hmi.cli.domain_reasons import about_rows, too_few_share, unchanged
 from hmi.cli.domain_svg import tree_svg
 from hmi.cli.domain_views import stats_table, tree_as_json, tree_table, update_plan
 from hmi.cli.domain_waits import wait_for_table, wait_for_update
@@ -175,9 +175,12 @@ def update(
         name = _split_base(client, base).name
         planned = client.update_domains(name, top, dry_run=True)
         nodes = [one for one in client.list_domains(name) if is_within(one.domain.path, top)]
-        reasons = unchanged(nodes, planned.changes, client.list_tenants())
+        reasons = unchanged(nodes, planned.changes)
         if not session.as_json:
             update_plan(planned.changes, reasons)
+            is_shared = any(not one.domain.tenant for one in nodes)
+            if is_shared and (few := too_few_share(client.list_tenants())):
+                note(few)
         begun = planned
         if planned.changes and not dry_run:
             begun = client.update_domains(name, top)
