@@ -21,6 +21,7 @@ from services.knowledge_store.domains.options import DEFAULT_ALPHA, DomainOption
 from services.knowledge_store.domains.planning import Facts, check_idle, left_of
 from services.knowledge_store.domains.records import Corpus, Table, get_updates, put_update
 from services.knowledge_store.domains.sources import (
+    CountsInTurn,
     OwnCounts,
     corpus_source,
     node_counts,
@@ -32,7 +33,7 @@ from services.knowledge_store.metadata.bases import BlobSizes
 from services.knowledge_store.metadata.database import Database
 from services.knowledge_store.metadata.kinds import TENANTS
 from services.knowledge_store.metadata.transaction import Transaction
-from services.knowledge_store.tree import Node, NodeCounts, NodePlan, OrderChange, plan_tree
+from services.knowledge_store.tree import Node, NodePlan, OrderChange, plan_tree
 from services.knowledge_store.tree.sorted_keys import NONE, IntArray
 
 logger = logging.getLogger(__name__)
@@ -211,9 +212,8 @@ class Planner:
         m = self._options.rules.min_tenants
 
         def plan() -> dict[str, NodePlan]:
-            counts: dict[str, NodeCounts] = {
-                path: node_counts(facts.nodes[path], own, facts.sharing, m) for path in scope
-            }
+            changing = {path: facts.nodes[path] for path in scope}
+            counts = CountsInTurn(changing, own, facts.sharing, m)
             return plan_tree(nodes, counts, self._options.rules)
 
         return {node.path: node.rows for node in nodes}, await asyncio.to_thread(plan)

@@ -5,7 +5,7 @@ Knows who shares counts with whom; does not know what is chosen from them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,8 @@ class OwnCounts:
 def corpus_source(corpus: Corpus, counts: NgramCounts, passed: float, half_life: float) -> Source:
     """A corpus's counts once `passed` tokens have moved its domain's clock; exempt."""
     is_counted = counts.counts > 0
-    keys = counts.keys[is_counted]
+    # Mostly all are: then keys stay where they lie, in the blob's mapped file.
+    keys = counts.keys if is_counted.all() else counts.keys[is_counted]
     factor = decay(passed, half_life)
     weights: FloatArray = counts.counts[is_counted].astype(np.float64) * factor
     totals = _totals(keys, weights, 0.0)
@@ -78,6 +79,46 @@ def node_counts(
             sources += [Source(owner, c.keys, c.weights, c.totals) for c in counts.corpora]
         sources += [source for source in counts.traffic if source.tenant in sharing]
     return combine(sources, is_private=False, min_tenants=min_tenants)
+
+
+class CountsInTurn(Mapping[str, NodeCounts]):
+    """All that counts for each of some nodes, made when it is asked for; the last is kept.
+
+    A parent's counts name all that its children's do: held together, they would take a tree's
+    depth times the memory.
+
+    Args:
+        nodes: By path.
+        own: Of every node of their tree.
+        sharing: Tenants whose counts may shape shared nodes.
+        min_tenants: m of the sharing rules.
+    """
+
+    def __init__(
+        self,
+        nodes: Mapping[str, rpb.Domain],
+        own: Sequence[OwnCounts],
+        sharing: Collection[str],
+        min_tenants: int,
+    ) -> None:
+        self._nodes = nodes
+        self._own = own
+        self._sharing = sharing
+        self._min_tenants = min_tenants
+        self._last: tuple[str, NodeCounts] | None = None
+
+    def __getitem__(self, path: str) -> NodeCounts:
+        if self._last is None or self._last[0] != path:
+            self._last = None  # before the next is made, not after
+            counts = node_counts(self._nodes[path], self._own, self._sharing, self._min_tenants)
+            self._last = path, counts
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
 
 
 def counted_tokens(

@@ -90,7 +90,8 @@ def plan_tree(
 
     Args:
         nodes: Parents before children; every node's parent is among them but the root's.
-        counts: Of every node that may change, by path, its sub-domains' included.
+        counts: Of every node that may change, by path, its sub-domains' included. They are asked
+            for from the leaves to the root, then from the root to the leaves, one at a time.
         rules: What bounds the update.
     """
     wants, risen = _wants(nodes, counts)
@@ -100,26 +101,33 @@ def plan_tree(
     for node in nodes:
         if not node.can_change:
             continue
-        ancestors = [by_path[path] for path in _ancestors(node.path)]
-        target = _Target(
-            node, counts[node.path], rules, [(a.encoder, rows[a.path]) for a in ancestors]
-        )
-        after, deferred, unpaid = target.rows(wants[node.path])
-        before_path = [node.rows, *(a.rows for a in ancestors)]
-        after_path = [after, *(rows[a.path] for a in ancestors)]
-        rows[node.path] = after
-        added, removed = without(after, node.rows), without(node.rows, after)
-        own = counts[node.path]
-        moves = _Moves(
-            added=added, promoted=added[contains(risen[node.path], added)], removed=removed,
-            deferred=deferred, entries=after, withheld=own.keys[own.is_repeated & ~own.may_enter],
-            over_budget=unpaid,
-        )  # fmt: skip
-        changes = _changes(
-            node.path, moves, _coverage(own, before_path), _coverage(own, after_path)
-        )
-        plans[node.path] = NodePlan(node.path, after, added, removed, changes)
+        above = [(by_path[path], rows[path]) for path in _ancestors(node.path)]
+        plan = _plan_node(node, counts[node.path], rules, above, wants[node.path], risen[node.path])
+        plans[node.path], rows[node.path] = plan, plan.rows
     return plans
+
+
+def _plan_node(
+    node: Node,
+    own: NodeCounts,
+    rules: ChangeRules,
+    above: Sequence[tuple[Node, IntArray]],
+    wanted: IntArray,
+    risen: IntArray,
+) -> NodePlan:
+    """One node's plan, given its ancestors (nearest first) and the rows they are to have."""
+    target = _Target(node, own, rules, [(ancestor.encoder, rows) for ancestor, rows in above])
+    after, deferred, unpaid = target.rows(wanted)
+    before_path = [node.rows, *(ancestor.rows for ancestor, _ in above)]
+    after_path = [after, *(rows for _, rows in above)]
+    added, removed = without(after, node.rows), without(node.rows, after)
+    moves = _Moves(
+        added=added, promoted=added[contains(risen, added)], removed=removed,
+        deferred=deferred, entries=after, withheld=own.keys[own.is_repeated & ~own.may_enter],
+        over_budget=unpaid,
+    )  # fmt: skip
+    changes = _changes(node.path, moves, _coverage(own, before_path), _coverage(own, after_path))
+    return NodePlan(node.path, after, added, removed, changes)
 
 
 def _ancestors(path: str) -> list[str]:
@@ -144,20 +152,23 @@ def _wants(
         if not node.can_change:
             wants[node.path], risen[node.path] = node.rows, NONE
             continue
-        own = counts[node.path]
-        # The root's unigrams are all kept, whatever was counted.
-        orders = range(2 if not node.path else 1, MAX_ORDER + 1)
         asked = [
             wants[child.path]
             for child in children.get(node.path, ())
             if child.encoder == node.encoder
         ]
-        shared = in_two(*asked)
-        can_rise = values_of(own.keys, can_be_stored(own, node.alpha), shared).astype(np.bool_)
-        risen[node.path] = shared[can_rise]
-        covered = [cover(own, order, node.alpha) for order in orders]
-        wants[node.path] = union(node.kept, risen[node.path], *covered)
+        wants[node.path], risen[node.path] = _wants_of(node, counts[node.path], in_two(*asked))
     return wants, risen
+
+
+def _wants_of(node: Node, own: NodeCounts, shared: IntArray) -> tuple[IntArray, IntArray]:
+    """What one node wants, and what of that is of `shared`, which two of its children want."""
+    # The root's unigrams are all kept, whatever was counted.
+    orders = range(2 if not node.path else 1, MAX_ORDER + 1)
+    can_rise = values_of(own.keys, can_be_stored(own, node.alpha), shared).astype(np.bool_)
+    risen = shared[can_rise]
+    covered = [cover(own, order, node.alpha) for order in orders]
+    return union(node.kept, risen, *covered), risen
 
 
 @dataclass(frozen=True)
