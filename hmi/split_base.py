@@ -42,12 +42,13 @@ class SplitBase:
                 client.add_base(
                     self.name, minilm_directory(), further_files=self.files, timeout=_REGISTER_S
                 )
-                self._follow_root(client)
+                self.follow_root(client)
             except HmiError as error:
                 if not self.is_stopping():
                     self.tell(f"base {self.name} is not ready: {error}")
 
-    def _follow_root(self, client: Client) -> None:
+    def follow_root(self, client: Client) -> None:
+        """Tell, if its root table is not there, when it is; return then, or as the stack stops."""
         began = time.monotonic()
         is_told = False
         while not self._has_table(client):

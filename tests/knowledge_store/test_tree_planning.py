@@ -210,6 +210,16 @@ def test_an_admins_corpus_comes_in_at_once() -> None:
     assert set(plan.rows.tolist()) == set(corpus)
 
 
+def test_what_may_not_enter_and_what_is_not_paid_for_is_counted() -> None:
+    corpus = {key(2, 2, n + 1): 5.0 for n in range(30)}
+    few = {key(3, 3, n + 1): 2.0 for n in range(4)} | {key(4, 4, 1): 1.0}
+    plan = one_node(NONE, [source("", corpus), source("a", few)], max_rows=20)
+    [change] = plan.changes
+    assert (change.order, change.num_entries) == (3, 20)
+    assert change.num_over_budget == 10
+    assert change.num_withheld == 4  # what came once could not enter whoever sent it
+
+
 def test_a_row_that_moved_up_leaves_the_children_in_the_same_update() -> None:
     shared, own = key(1, 1, 1), [key(2, 2, n) for n in range(1, 60)]
     leaves = {f"a/{leaf}": {shared: 5.0} | dict.fromkeys(own, 6.0) for leaf in "xy"}
