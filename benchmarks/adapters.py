@@ -34,7 +34,7 @@ GOALS = {"peft": Goal(">=", 2.0)}
 
 
 def base(dtype: torch.dtype) -> Encoder:
-    return load_base(Path(get_model_path()), dtype=dtype, device=CPU).for_inference()
+    return load_base(Path(get_model_path()), dtype=dtype, device=CPU)
 
 
 def lay_out(directory: Path, adapters: list[workload.Lora], token_ids: Tensor) -> None:
@@ -64,6 +64,22 @@ def overhead(result: Report, ours: workload.Ours) -> None:
         Goal("<=", 1.15),
     )
     result.add("A/A: base / base", report.ratio(samples["base again"], samples["base"]), "")
+
+
+def packing(result: Report, ours: workload.Ours, plain: workload.Ours) -> None:
+    """The bare base with its weights as a checkpoint has them, and laid out for the processor."""
+    samples = report.alternate(
+        {
+            "plain": workload.stopwatch(plain.base, CPU),
+            "packed": workload.stopwatch(ours.base, CPU),
+        },
+        repeats=RIVAL_REPEATS,
+    )
+    result.add(
+        "weights as they are / packed, no adapter",
+        report.ratio(samples["plain"], samples["packed"]),
+        "",
+    )
 
 
 def lengths_of_traffic() -> list[int]:
@@ -142,12 +158,14 @@ def main() -> None:
     expected = workload.oracle(exact, adapters, token_ids)
     outputs = workload.Ours(exact, adapters, token_ids).hidden().view_as(expected)
     workload.check("ours", outputs, expected, TOLERANCE)
-    half = base(torch.bfloat16)
+    plain = base(torch.bfloat16)
+    half = plain.for_inference()
     ours = workload.Ours(half, adapters, token_ids)
     ragged = workload.Ours(half, adapters, token_ids, lengths_of_traffic())
     with Report("adapters") as result, tempfile.TemporaryDirectory() as scratch:
         result.note("onnxruntime computes in float32, everything else in bfloat16")
         overhead(result, ours)
+        packing(result, ours, workload.Ours(plain, adapters, token_ids))
         raggedness(result, ours, ragged)
         lay_out(Path(scratch), adapters, token_ids)
         for system in SYSTEMS:
