@@ -139,7 +139,7 @@ def stats_table(nodes: Sequence[DomainStats]) -> None:
                 size(stats.size_bytes),
                 stats.num_versions,
                 _a_model(stats),
-                None if stats.counted_tokens is None else int(stats.counted_tokens),
+                None if stats.counted_tokens is None else _rounded(stats.counted_tokens),
                 stats.domain.table_version[:12] or None,
                 stats.commit_time,
             )
@@ -149,6 +149,14 @@ def stats_table(nodes: Sequence[DomainStats]) -> None:
     )
     note(_STATS_LEGEND)
     _note_rolled_back(nodes)
+
+
+def _rounded(count: float) -> str:
+    """A count as people read it, such as `37.6M`."""
+    for unit, divisor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= divisor:
+            return f"{count / divisor:.1f}{unit}"
+    return f"{count:.0f}"
 
 
 def _a_model(stats: DomainStats) -> str | None:
