@@ -34,7 +34,7 @@ up: install ## Leave a local stack running in the foreground; ARGS="--port 0" go
 	@$(BIN)/hmi up $(ARGS)
 
 test: install ## Pass the tests.
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n auto --dist loadfile
 
 check: lint types protos-check deploy-check test ## Everything that must pass before a change lands.
 

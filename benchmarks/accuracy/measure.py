@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,6 +55,24 @@ class TaskOutcome:
     groups: IntArray
     folds: IntArray
     rows: dict[str, Outcome] = field(default_factory=dict)
+
+
+def measure_alone(
+    directory: Path,
+    controls: Path | None,
+    limits: Mapping[str, Limits],
+    folds: range,
+    only: frozenset[str],
+    name: str,
+) -> TaskOutcome:
+    """One task in a process of its own, on one thread: such small products gain little by more.
+
+    Args:
+        directory, controls: As `Encoders` takes them.
+        limits: By task.
+    """
+    torch.set_num_threads(1)
+    return measure(Encoders.of(directory, controls), name, limits[name], folds, only)
 
 
 def measure(

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import torch
 
 from benchmarks import datasets
 from benchmarks.accuracy import dropping
@@ -26,12 +27,14 @@ from benchmarks.accuracy.inputs import (
 )
 from benchmarks.accuracy.tables import domain_rows, repeated
 from benchmarks.accuracy.tasks import NUM_FOLDS, Task
+from hmi.bases import minilm_directory
 from services.common.local_encoder_format import FILE_NAME
 from services.common.ngram_counts import NgramCounts
 from services.common.ngrams import IntArray
 from services.executor.construct.local_file import load_local
 from services.executor.construct.run import ROOT_KEYS
-from services.executor.models.encoder import Encoder
+from services.executor.device import pick_dtype
+from services.executor.models.encoder import Encoder, load_base
 from services.executor.models.local_encoder import LocalEncoder
 
 CONTROLS = "controls.json"
@@ -79,6 +82,13 @@ class Encoders:
     base: Encoder
     directory: Path
     controls: Path | None
+
+    @classmethod
+    def of(cls, directory: Path, controls: Path | None) -> Self:
+        """Of MiniLM, in the type that this machine computes fastest."""
+        cpu = torch.device("cpu")
+        base = load_base(minilm_directory(), dtype=pick_dtype("auto", cpu), device=cpu)
+        return cls(base, directory, controls)
 
     @property
     def ours(self) -> LocalEncoder:

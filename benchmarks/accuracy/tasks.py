@@ -41,8 +41,8 @@ class Limits:
 
 LIMITS = {
     "topics": Limits(texts=2_000, tokens=128, learnt=2_000),
-    "sentiment": Limits(texts=8_000, tokens=64, learnt=6_400),
-    "tags": Limits(texts=6_000, tokens=64, learnt=4_800),
+    "sentiment": Limits(texts=8_000, tokens=64, learnt=4_800),
+    "tags": Limits(texts=5_000, tokens=64, learnt=3_600),
 }
 QUICK = {
     name: Limits(limits.texts // 5, limits.tokens, limits.learnt // 4)
