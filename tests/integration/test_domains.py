@@ -190,6 +190,7 @@ def test_a_domain_may_learn_an_encoder_of_its_own(
     assert np.isfinite(scores(answers)).all()
 
 
+@pytest.mark.timeout(180)  # 180,522 rows are computed first, beside whatever else runs
 def test_the_split_minilm_that_comes_along_answers_much_as_minilm_does(tmp_path: Path) -> None:
     directory = tmp_path / "embedding"
     directory.mkdir()
@@ -204,7 +205,7 @@ def test_the_split_minilm_that_comes_along_answers_much_as_minilm_does(tmp_path:
         assert split.split.unsplit_digest == plain.digest
         created = admin.create_tenant("acme")
         assert created.key is not None
-        until(lambda: bool(admin.get_domain("hminilm", "").table_version), within_s=50)
+        until(lambda: bool(admin.get_domain("hminilm", "").table_version), within_s=150)
         with Client(stack.address, key=created.key.secret) as acme:
             text = "The minister said that the talks would go on in the new year."
             vectors = []
