@@ -74,7 +74,8 @@ def test_what_stays_damaged_is_refused_and_never_served(tmp_path: Path) -> None:
         error = refusal(store, version)
         assert isinstance(error, FailedPrecondition)
         assert error.reason == "BLOB_DAMAGED"
-        assert error.message.startswith(f"segment {segment.sha256} of domain '' cannot be read")
+        told = f"segment {segment.sha256} of the root domain cannot be read"
+        assert error.message.startswith(told)
         assert "hmi domains update" in error.message
         assert blobs.discarded == [segment.sha256]
         assert not store.is_ready(version)

@@ -130,6 +130,13 @@ class Load:
             assert off < TOLERANCE, (off, one)
             self.versions_seen[one.provenance.model].add(one.provenance.table_version)
 
+    def has_answered(self, model: str, table_version: str) -> bool:
+        """Whether an answer came, checked or not, that names this table version."""
+        with self._lock:
+            given = {one.provenance.table_version for one in self._given
+                     if one.provenance.model == model}  # fmt: skip
+        return table_version in given | self.versions_seen[model]
+
     def differs(self, of: Provenance, table_version: str) -> bool:
         """Whether another table version would have answered some text noticeably otherwise: else
         the check could not tell them apart."""

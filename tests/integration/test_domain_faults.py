@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -47,6 +48,8 @@ def test_killed_at_a_step_of_an_update_under_load_it_ends_committed_and_all_answ
     stack: Stack, service: str, point: str
 ) -> None:
     before = stack.settle()
+    for name, path in FOLLOWING.items():
+        until(partial(stack.load.has_answered, name, before[path].table_version), 30)
     lives = {process: process.pid for process in stack.processes(service)}
     stack.switch(point).touch()
     pushing = threading.Thread(target=stack.push, args=(stack.num_updates,))
