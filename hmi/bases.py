@@ -20,7 +20,8 @@ LOCAL_ENCODER = "local_encoder.safetensors"
 SPLIT = (LOCAL_ENCODER, "root_keys.safetensors")
 """What makes a base split: its lower layers as an encoder of n-grams, and its root's n-grams."""
 
-BUILT_IN = ("minilm", "hminilm")
+DEFAULT_BASE = "minilm"
+BUILT_IN = (DEFAULT_BASE, "hminilm")
 """Bases whose checkpoints come along."""
 
 CHUNK_BYTES = 1 << 20
@@ -121,7 +122,7 @@ def trained_on(base: str, directory: Path | None) -> TrainedOn:
         if base not in BUILT_IN:
             raise InvalidArgument(f"--base-dir is needed for base {base}", field="base_dir")
         directory = minilm_directory()
-        if base == "minilm":
+        if base == DEFAULT_BASE:
             return TrainedOn(directory)
         files = hminilm_files()
         if not files:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from hmi.bases import hminilm_files, minilm_directory
+from hmi.bases import DEFAULT_BASE, hminilm_files, minilm_directory
 from hmi.client import Base, Client
 from hmi.errors import HmiError, NotFound, Unauthenticated
 from hmi.readiness import Readiness
@@ -30,7 +30,6 @@ from hmi.split_base import SplitBase
 from hmi.supervisor import Child, ChildSpec, StackError
 
 HOST = "127.0.0.1"
-DEFAULT_BASE = "minilm"
 SPLIT_BASE = "hminilm"
 
 _START_S = 120.0

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hmi.bases import minilm_directory
+from hmi.bases import DEFAULT_BASE, minilm_directory
 from hmi.cli.output import note, print_json
 from hmi.cli.session import Json
 from hmi.cli.wording import of_a_local_run
 from hmi.errors import InvalidArgument
-from hmi.stack import DEFAULT_BASE
 
 if TYPE_CHECKING:
     from services.executor.construct.progress import Watcher

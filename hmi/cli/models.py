@@ -12,8 +12,7 @@ from hmi.cli.output import note, print_json, print_table, traffic, upload_bar
 from hmi.cli.session import MAX_UINT32, Session, command, is_quiet
 from hmi.client import Model, PackOptions, Task, Version
 from hmi.errors import InvalidArgument
-from hmi.pack import base_of, domain_of, trained_base_of
-from hmi.stack import DEFAULT_BASE
+from hmi.pack import domain_of, trained_base_of
 
 app = typer.Typer(help="A tenant's models.", rich_markup_mode=None)
 
@@ -61,13 +60,12 @@ def push(
         pooling=pooling,
         normalize=normalize,
     )
-    target = base or base_of(directory) or DEFAULT_BASE
     path = domain or domain_of(directory)
     with session.client() as client, upload_bar(name, is_quiet=is_quiet(session)) as progress:
         version = client.push_version(
             name,
             directory,
-            base=target,
+            base=base,
             domain=inner(path or ROOT),
             follow=follow,
             activate=not no_activate,

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hmi.bases import trained_on
+from hmi.bases import DEFAULT_BASE, trained_on
 from hmi.cli.domain_options import ROOT
 from hmi.cli.output import note, print_json, size
 from hmi.cli.session import Json
 from hmi.cli.wording import of_a_local_run
 from hmi.errors import InvalidArgument
-from hmi.stack import DEFAULT_BASE
 
 if TYPE_CHECKING:
     from services.executor.train import TrainOptions, TrainReport

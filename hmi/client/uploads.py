@@ -18,13 +18,13 @@ from typing import Any
 import grpc.aio
 
 from hmi.admin.v1 import model_pb2, resources_pb2
-from hmi.bases import CHUNK_BYTES, Checkpoint
+from hmi.bases import CHUNK_BYTES, DEFAULT_BASE, Checkpoint
 from hmi.client.models import ModelCalls
 from hmi.client.resources import Base, PushOutcome, Version
 from hmi.client.retry import Deadline
 from hmi.client.transport import Duplex
 from hmi.errors import HmiError, Unavailable, from_rpc_error, from_status
-from hmi.pack import FROM_DIRECTORY, PackOptions, pack
+from hmi.pack import FROM_DIRECTORY, PackOptions, base_of, domain_of, pack
 from services.common.ending import Ending, write_all
 
 Progress = Callable[[int, int], None]
@@ -40,13 +40,15 @@ class Push:
 
     model: str
     source: Path | str | bytes
-    base: str = "minilm"
+    base: str | None = None
+    """Name of the base it was trained on; None: the one that the directory names, or minilm."""
     activate: bool = True
     options: PackOptions = FROM_DIRECTORY
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Makes a repetition safe: the same id again is answered with the same version."""
-    domain: str = ""
-    """Path of the domain whose tables it reads (split bases); empty: the root's."""
+    domain: str | None = None
+    """Path of the domain whose tables it reads (split bases); empty: the root's; None: what the
+    directory names, or the root's."""
     follow: bool = False
     """Read the domain's latest tables instead of those of today."""
 
@@ -60,15 +62,21 @@ class Push:
     def header(self, blob: bytes, sha256: str, offset: int) -> model_pb2.UploadHeader:
         return model_pb2.UploadHeader(
             model=self.model,
-            base=self.base,
+            base=self._stated(self.base, base_of) or DEFAULT_BASE,
             sha256=sha256,
             size_bytes=len(blob),
             offset=offset,
             no_activate=not self.activate,
             request_id=self.request_id,
-            domain=self.domain,
+            domain=self._stated(self.domain, domain_of) or "",
             follow=self.follow,
         )
+
+    def _stated(self, given: str | None, of: Callable[[Path], str | None]) -> str | None:
+        """What was given, else what a trained directory says of itself."""
+        if given is not None or isinstance(self.source, bytes) or Path(self.source).is_file():
+            return given
+        return of(Path(self.source))
 
 
 class UploadCalls(ModelCalls):
@@ -128,8 +136,8 @@ class UploadCalls(ModelCalls):
         model: str,
         source: Path | str | bytes,
         *,
-        base: str = "minilm",
-        domain: str = "",
+        base: str | None = None,
+        domain: str | None = None,
         follow: bool = False,
         activate: bool = True,
         options: PackOptions = FROM_DIRECTORY,
@@ -145,8 +153,10 @@ class UploadCalls(ModelCalls):
         Args:
             model: The model's name.
             source: A trained directory (PEFT or AdapterHub), a packed blob's file, or its bytes.
-            base: Name of the base it was trained on.
-            domain: Path of the domain whose tables it reads (split bases); empty: the root's.
+            base: Name of the base it was trained on; None: the one that the directory names, or
+                minilm.
+            domain: Path of the domain whose tables it reads (split bases); empty: the root's;
+                None: what the directory names, or the root's.
             follow: Read the domain's latest tables instead of those of today.
             activate: Send the model's traffic to it.
             options: What to state where the directory does not.

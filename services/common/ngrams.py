@@ -18,7 +18,6 @@ IntArray = NDArray[np.int64]
 SLOT_BITS = 21
 SLOT_MASK = (1 << SLOT_BITS) - 1
 MAX_TOKEN_ID = SLOT_MASK - 1
-MAX_KEY = (1 << 3 * SLOT_BITS) - 1
 MAX_ORDER = 3
 
 _LEFT = np.int64(SLOT_MASK << 2 * SLOT_BITS)

@@ -122,6 +122,18 @@ async def test_upload_arrives_whole_and_tells_its_progress(
     assert seen == sorted(seen)
 
 
+def test_base_and_domain_are_the_directorys_unless_they_are_given(tmp_path: Path) -> None:
+    (tmp_path / "hmi.json").write_text('{"base": "hminilm", "domain": "news"}')
+
+    def pushed(source: Path | bytes, **given: str) -> tuple[str, str]:
+        header = Push("m", source, **given).header(BLOB, "", 0)
+        return header.base, header.domain
+
+    assert pushed(tmp_path) == ("hminilm", "news")
+    assert pushed(tmp_path, base="other", domain="") == ("other", "")
+    assert pushed(BLOB) == ("minilm", "")
+
+
 async def test_broken_upload_goes_on_where_it_broke(client: AsyncClient, store: _Store) -> None:
     store.break_after = [1 << 20, 1 << 20]
     version = await client.push_version("m", BLOB)
