@@ -9,9 +9,9 @@ import torch
 from services.common.base_config import BaseConfig
 from services.common.errors import InvalidArgument
 from services.executor.train.concerns import concerns
-from services.executor.train.data import read_examples
-from services.executor.train.encode import encode, load_tokenizer
-from services.executor.train.loop import Loop
+from services.executor.train.data import Examples, read_examples
+from services.executor.train.encode import Encoded, encode, load_tokenizer
+from services.executor.train.loop import Fit, Loop
 from services.executor.train.model import Trainee
 from services.executor.train.options import MissPolicy, Progress, TrainOptions, TrainReport
 from services.executor.train.progress import NoProgress
@@ -57,22 +57,8 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
     )
     for text in notes:
         progress.note(text)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(options.seed)
-        tables = _tables(options, [encoded[item].token_ids for item in train_part])
-        trainee = Trainee(options, config, examples.task, examples.labels, device, tables)
-        trainee.model.to(device)
-        loop = Loop(
-            trainee,
-            [encoded[item] for item in train_part],
-            [encoded[item] for item in held_out],
-            options,
-            device,
-        )
-        try:
-            fit = loop.run(progress)
-        finally:
-            progress.finish()
+    parts = [[encoded[item] for item in part] for part in (train_part, held_out)]
+    trainee, fit = _fit(options, config, examples, parts, device, progress)
     trainee.save(options.out)
     return TrainReport(
         out=options.out,
@@ -89,6 +75,28 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
         best_epoch=fit.best_epoch,
         duration_s=time.monotonic() - started,
     )
+
+
+def _fit(
+    options: TrainOptions,
+    config: BaseConfig,
+    examples: Examples,
+    parts: list[list[Encoded]],
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Trainee, Fit]:
+    """Train on the first part, judge by the second."""
+    train_part, held_out = parts
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(options.seed)
+        tables = _tables(options, [item.token_ids for item in train_part])
+        trainee = Trainee(options, config, examples.task, examples.labels, device, tables)
+        trainee.model.to(device)
+        loop = Loop(trainee, train_part, held_out, options, device)
+        try:
+            return trainee, loop.run(progress)
+        finally:
+            progress.finish()
 
 
 def _tables(options: TrainOptions, texts: list[list[int]]) -> Tables | None:
