@@ -29,6 +29,8 @@ _PARTS = {
     "plot_batch",
     "datasets",
     "resampling",
+    "served",
+    "starting",
 }
 # Run by name only: it prepares what a benchmark measures.
 _STEPS = {"accuracy-controls": "accuracy.controls"}

@@ -18,19 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.load import LoadReport, LoadSpec, run_load, start_load
 from benchmarks.report import Goal, Report, alternate, median, ratio
+from benchmarks.served import Oracle
 from benchmarks.serving import TEXTS, blobs, free_port, secret_of
 from hmi.client import Client, Push
 from hmi.stack import LocalStack
+from services.executor.device import pick_limits
 
 NUM_RESIDENT = 8
 NUM_COLD = 400
 QUIET_PART = 0.1
-BATCH_ROWS = 42  # rows of 48 tokens that fill a batch
-BATCH_TOKENS = 2048
+BATCH_TOKENS = pick_limits(0, 0, torch.device("cpu")).max_tokens
+BATCH_ROWS = BATCH_TOKENS // 48  # a text has 48 tokens
 FLOOD_STREAMS = 2  # a gateway takes 512 items of one stream at a time
 FLOOD_IN_FLIGHT = 20 * BATCH_ROWS
 # Room for about 60 of the models that follow each other.
@@ -64,6 +67,9 @@ def make_tenant(stack: LocalStack, name: str, num_models: int, seed: int) -> Ten
         ]
         if any(outcome.error is not None for outcome in client.push_versions(pushes)):
             raise RuntimeError("a version was refused")
+        oracle = Oracle()
+        for index in (0, num_models - 1):
+            oracle.check(client, models[index], seed + index, TEXTS[0])
     return Tenant(key, models)
 
 

@@ -8,7 +8,6 @@ cores. Answers of some models are first checked against one computed in this pro
 from __future__ import annotations
 
 import argparse
-import hashlib
 import random
 import re
 import tempfile
@@ -18,21 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import torch
-from tokenizers import Tokenizer
 
-from benchmarks import workload
 from benchmarks.load import LoadSpec, run_load
 from benchmarks.report import Estimate, Report, median, ratio
+from benchmarks.served import Oracle
 from benchmarks.serving import TEXTS, free_port
-from hmi.bases import minilm_directory
 from hmi.client import Client, Push
 from hmi.stack import LocalStack
-from services.executor.models.encoder import load_base
 
 NUM_TENANTS, MODELS_EACH = 100, 100
 NUM_CHECKED = 25
-TOLERANCE = 0.02  # of a probability; bfloat16 against float32
 REPEATS = 5
 IN_FLIGHT = 256
 HOT = 16
@@ -50,10 +44,7 @@ class Many:
         self.stack = stack
         self.num_models = num_models
         self._metrics = f"http://127.0.0.1:{metrics_port}/metrics"
-        self._encoder = load_base(minilm_directory(), dtype=torch.float32, device="cpu")
-
-    def lora(self, number: int) -> workload.Lora:
-        return workload.Lora.random(self._encoder.config, number)
+        self._oracle = Oracle()
 
     def register(self) -> float:
         """All models, a stream a tenant; the seconds that the streams took."""
@@ -63,7 +54,9 @@ class Many:
                 numbers = range(first, self.num_models, NUM_TENANTS)
                 tenant, _ = name_of(first)
                 admin.create_tenant(tenant)
-                pushes = [Push(name_of(number)[1], self.lora(number).blob()) for number in numbers]
+                pushes = [
+                    Push(name_of(number)[1], self._oracle.lora(number).blob()) for number in numbers
+                ]
                 began = time.perf_counter()
                 outcomes = admin.for_tenant(tenant).push_versions(pushes)
                 seconds += time.perf_counter() - began
@@ -73,22 +66,10 @@ class Many:
 
     def check(self) -> None:
         """Digest and scores of some models against what they must be."""
-        tokenizer = Tokenizer.from_file(str(minilm_directory() / "tokenizer.json"))
-        tokenizer.no_padding()
-        ids = torch.tensor([tokenizer.encode(TEXTS[0]).ids])
         with Client(self.stack.address, key=self.stack.admin_key) as admin:
             for number in random.Random(0).sample(range(self.num_models), NUM_CHECKED):
                 tenant, model = name_of(number)
-                answers = admin.for_tenant(tenant).predict(model, [TEXTS[0]])
-                lora = self.lora(number)
-                if answers.provenance.digest != hashlib.sha256(lora.blob()).hexdigest():
-                    raise RuntimeError(f"{tenant}/{model} answered with another's weights")
-                with torch.inference_mode():
-                    (logits,) = workload.Ours(self._encoder, [lora], ids).logits()
-                expected = dict(zip(workload.LABELS, logits.softmax(-1).tolist(), strict=True))
-                for score in answers[0].scores:
-                    if abs(score.score - expected[score.label]) > TOLERANCE:
-                        raise RuntimeError(f"{tenant}/{model}: {score}, not {expected}")
+                self._oracle.check(admin.for_tenant(tenant), model, number, TEXTS[0])
 
     def rate(self, models: range, zipf: float, seconds: float) -> tuple[float, float]:
         """Answers a second, and the share of requests that had to load an adapter."""
