@@ -16,6 +16,7 @@ from services.common import ngrams
 from services.common.errors import FailedPrecondition, InvalidArgument
 from services.common.local_encoder_format import Form
 from services.executor.engine.engine import Part
+from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Item
 from services.executor.models.bypass import NoBypass
 from services.executor.models.segments import Segments
@@ -164,23 +165,31 @@ async def test_under_backoff_nothing_below_the_split_runs(world: World) -> None:
     version = world.tables(keys_of(TEXTS[:2]))
     items = [world.item(ids, world.adapter(1), version) for ids in TEXTS]
     before = await world.answers(*items)
-    poison(loaded.encoder.weights)  # type: ignore[attr-defined]
-    assert loaded.split is not None
-    for layer in loaded.split.merger.weights.layers:  # type: ignore[attr-defined]
-        for linear in (layer.qkv, layer.ffn_input, layer.ffn_output):
-            linear.weight.fill_(torch.nan)
+    poison(loaded)
     after = await world.answers(*items)
     for first, second in zip(before, after, strict=True):
         assert np.isfinite(second).all()
         np.testing.assert_array_equal(first, second)
 
 
-def poison(weights: object) -> None:
-    """NaN in the embeddings and in every layer below the split."""
-    embeddings = weights.embeddings  # type: ignore[attr-defined]
+async def test_what_would_run_below_the_split_shows_in_a_poisoned_answer(world: World) -> None:
+    loaded = await world.load("hminilm")
+    version = world.tables(keys_of(TEXTS[:2]), MissPolicy.COMPUTE)
+    items = [world.item(ids, world.adapter(1), version) for ids in TEXTS]
+    poison(loaded)
+    is_finite = [np.isfinite(output).all() for output in await world.answers(*items)]
+    assert is_finite == [True, True, False, False, False, False]
+
+
+def poison(loaded: LoadedBase) -> None:
+    """NaN in the embeddings and in every layer below the split, the base's and the local ones."""
+    weights = loaded.encoder.weights  # type: ignore[attr-defined]
+    embeddings = weights.embeddings
     for tensor in (embeddings.words, embeddings.positions, embeddings.types):
         tensor.fill_(torch.nan)
-    for layer in weights.layers[:SPLIT]:  # type: ignore[attr-defined]
+    assert loaded.split is not None
+    local = loaded.split.merger.weights.layers  # type: ignore[attr-defined]
+    for layer in (*weights.layers[:SPLIT], *local):
         for linear in (layer.qkv, layer.attention_output, layer.ffn_input, layer.ffn_output):
             linear.weight.fill_(torch.nan)
 
