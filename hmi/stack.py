@@ -32,6 +32,7 @@ from hmi.supervisor import Child, ChildSpec, StackError
 HOST = "127.0.0.1"
 SPLIT_BASE = "hminilm"
 
+_UPDATE_S = "600"  # unless the environment says otherwise
 _START_S = 120.0
 _GRACE_S = 10.0
 _OF_ANOTHER_PROCESS = ("HMI_ADDRESS", "HMI_API_KEY", "HMI_TENANT", "HMI_ADMIN_KEY", "HMI_PORT")
@@ -183,6 +184,7 @@ class LocalStack:
                 "HMI_PORT": self.knowledge_address.rpartition(":")[2],
                 "HMI_DATA_DIR": data_dir,
                 "HMI_ADMIN_KEY": self.admin_key,
+                "HMI_DOMAIN_UPDATE_S": os.environ.get("HMI_DOMAIN_UPDATE_S", _UPDATE_S),
             },
             "gateway": {
                 "HMI_PORT": str(self._port),

@@ -123,6 +123,18 @@ def test_variable_used_before_it_is_defined_stays_as_it_is(images: dict[str, Ima
     assert len(list(semantics.check_ports([workload], {}))) == 1
 
 
+def test_domains_update_themselves_where_deployed(images: dict[str, Image]) -> None:
+    workloads, _ = read_compose(check.ROOT / "docker-compose.yml", images)
+    for overlay in check.OVERLAYS:
+        folder = str(check.ROOT / "deploy/k8s/overlays" / overlay)
+        rendered = check.run(["kubectl", "kustomize", folder])
+        documents = [one for one in yaml.safe_load_all(rendered.stdout) if one]
+        workloads += read_manifests(overlay, documents, images)
+    stores = [workload for workload in workloads if workload.name == "knowledge-store"]
+    assert len(stores) == 1 + len(check.OVERLAYS)
+    assert {store.env["HMI_DOMAIN_UPDATE_S"] for store in stores} == {"3600"}
+
+
 def test_compose_file_that_starts_without_secrets_is_refused(
     images: dict[str, Image], tmp_path: Path
 ) -> None:

@@ -148,6 +148,17 @@ def test_taken_port_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "admin.key").exists()
 
 
+@pytest.mark.parametrize("given", [None, "0"])
+def test_domains_update_themselves_unless_the_environment_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    monkeypatch.delenv("HMI_DOMAIN_UPDATE_S", raising=False)
+    if given is not None:
+        monkeypatch.setenv("HMI_DOMAIN_UPDATE_S", given)
+    [store] = [spec for spec in LocalStack(tmp_path)._specs() if spec.name == "knowledge_store"]
+    assert store.env["HMI_DOMAIN_UPDATE_S"] == (given or "600")
+
+
 def test_admin_key_is_private_and_kept(tmp_path: Path) -> None:
     stack = LocalStack(tmp_path, port=0)
     key = stack._read_or_make_admin_key()
