@@ -38,7 +38,7 @@ test: install ## Pass the tests.
 
 check: lint types protos-check deploy-check test ## Everything that must pass before a change lands.
 
-bench: install ## Measure on this machine's CPU; see docs/operations.md for single benchmarks.
+bench: install ## Measure on this machine's CPU what needs no texts fetched; docs/operations.md has single benchmarks.
 	@$(BIN)/python -m benchmarks
 
 $(BENCH_TEXTS): $(READY) constraints.txt
@@ -64,7 +64,7 @@ bench-drift: $(BENCH_TEXTS) ## Measure traffic that moves and traffic that flood
 bench-plot: $(BENCH_TEXTS) ## Measure lookup tables on this machine's CPU, on BBC News; ARGS="lookup" for one part.
 	@$(BIN)/python -m benchmarks.plot $(ARGS)
 
-bench-gpu: ## Measure on a CUDA device; needs only this checkout and torch.
+bench-gpu: ## Measure on a CUDA device; needs only this checkout, torch and numpy.
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu
 
 PROTOS := $(shell find protos -name '*.proto')

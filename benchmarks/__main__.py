@@ -1,8 +1,8 @@
 """Runs the benchmarks one after the other, each in a process of its own.
 
-`python -m benchmarks` runs all, `python -m benchmarks NAME…` some; options after a single name are
-that benchmark's. Exits 1 only if one broke: what the figures say is for their reader, not for the
-exit status.
+`python -m benchmarks` runs all but those of texts to fetch, `python -m benchmarks NAME…` some;
+options after a single name are that benchmark's. Exits 1 only if one broke: what the figures say is
+for their reader, not for the exit status.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _PARTS = {
     "load",
     "inprocess",
     "bare",
+    "gpu_rivals",
     "rivals",
     "rival_worker",
     "workload",
@@ -34,21 +35,27 @@ _PARTS = {
 }
 # Run by name only: it prepares what a benchmark measures.
 _STEPS = {"accuracy-controls": "accuracy.controls"}
+# Run by name only: make targets of their own fetch their texts first.
+_OF_TEXTS = {"accuracy", "trees", "drift", "plot"}
 
 
-def names() -> list[str]:
-    """Every benchmark in this folder."""
+def names(*, with_texts: bool = True) -> list[str]:
+    """Every benchmark in this folder.
+
+    Args:
+        with_texts: Those too that stop or measure less without texts that are fetched.
+    """
     here = Path(__file__).parent
     modules = {path.stem for path in here.glob("*.py")} - _PARTS
     packages = {path.parent.name for path in here.glob("*/__main__.py")}
-    return sorted(modules | packages)
+    return sorted((modules | packages) - (set() if with_texts else _OF_TEXTS))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}")
     parsed, options = parser.parse_known_args()
-    chosen = parsed.names or names()
+    chosen = parsed.names or names(with_texts=False)
     unknown = set(chosen) - {*names(), *_STEPS}
     if options and len(parsed.names) != 1:
         parser.error(f"{options[0]}: options are of one benchmark, which is to be named")

@@ -1,8 +1,8 @@
 """Lets the executor's tensor code be imported where only torch and numpy are installed.
 
-The error tree and the checkpoint reader import gRPC and safetensors, which the GPU benchmark never
-calls. Where a real package exists it is used; where it does not, a hollow one takes its place, and
-anything that would really need it fails loudly.
+The error tree, the checkpoint reader, the adapters' expressions and metrics import packages that
+the GPU benchmark never uses. Where a real package exists it is used; where it does not, a hollow
+one takes its place, and anything that would really need it fails loudly, metrics excepted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-HOLLOW = frozenset({"grpc", "google", "safetensors"})
+HOLLOW = frozenset({"grpc", "google", "safetensors", "regex", "prometheus_client"})
+_CALLED_AT_IMPORT = frozenset({"prometheus_client"})
+"""Module bodies make metrics, which count nothing here: nobody reads them."""
 
 
 class _Name:
@@ -28,11 +30,23 @@ class _Name:
         return _Name()
 
 
+class _Called(_Name):
+    """Also takes calls, and does nothing."""
+
+    def __getattr__(self, name: str) -> _Called:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Called()
+
+    def __call__(self, *_: object, **__: object) -> _Called:
+        return self
+
+
 class _HollowModule(ModuleType):
     def __getattr__(self, name: str) -> _Name:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _Name()
+        return _Called() if self.__name__ in _CALLED_AT_IMPORT else _Name()
 
 
 class _HollowLoader(Loader):
@@ -49,8 +63,11 @@ class _LastResort(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] not in HOLLOW:
+        top = fullname.partition(".")[0]
+        if top not in HOLLOW:
             return None
+        if fullname != top and not isinstance(sys.modules.get(top), _HollowModule):
+            return None  # a module that a real package lacks stays missing
         return ModuleSpec(fullname, _HollowLoader(), is_package=True)
 
 

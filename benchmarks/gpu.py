@@ -1,17 +1,18 @@
 """What serving many adapters in one batch costs on a CUDA device, at BERT-base shapes.
 
 Random weights, 64 distinct LoRA models (r = 8, query and value), a row of 48 tokens each, bfloat16,
-device events. Needs this checkout and the machine's torch; measures PEFT's mixed batch and repeats
-the encoder's parity tests if transformers and peft are there. Without a CUDA device it says so and
-leaves no figure.
+device events, under eight minutes. Needs this checkout and the machine's torch and numpy; measures
+other systems and repeats the encoder's parity tests where those and transformers are there. Without
+a CUDA device it says so and leaves no figure.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 import tempfile
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from benchmarks import bare
 
 bare.allow()
 
-from benchmarks import report, workload  # noqa: E402 (what they import may be missing here)
+from benchmarks import gpu_rivals, report, workload  # noqa: E402 (what they import may be missing here)
 from benchmarks.report import Goal, Report  # noqa: E402
 from services.common.base_config import Activation, Architecture, BaseConfig  # noqa: E402
 from services.executor.models.bypass import NoBypass  # noqa: E402
@@ -37,6 +38,8 @@ from services.executor.models.weights import (  # noqa: E402
 
 NUM_MODELS, ROW_TOKENS = 64, 48
 REPEATS = 31
+BUDGET_S = 5 * 60
+"""Leaves three minutes for what has begun by then."""
 TOLERANCE = 1e-4
 PARITY_TOLERANCE = 1e-5
 
@@ -89,48 +92,7 @@ def random_encoder(config: BaseConfig, dtype: torch.dtype, device: torch.device)
     return Encoder(config, EncoderWeights(embeddings, layers, linear(hidden, hidden)))
 
 
-def bert_of(encoder: Encoder) -> torch.nn.Module:
-    """transformers' BertModel with the encoder's weights, float32 on its device."""
-    from transformers import BertConfig, BertModel
-
-    weights = encoder.weights
-    state = {
-        "embeddings.word_embeddings.weight": weights.embeddings.words,
-        "embeddings.position_embeddings.weight": weights.embeddings.positions,
-        "embeddings.token_type_embeddings.weight": weights.embeddings.types,
-    }
-
-    def put(name: str, part: Linear | Norm) -> None:
-        state[f"{name}.weight"], state[f"{name}.bias"] = part.weight, part.bias
-
-    put("embeddings.LayerNorm", weights.embeddings.norm)
-    for index, layer in enumerate(weights.layers):
-        at = f"encoder.layer.{index}."
-        heads = zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
-        for name, (weight, bias) in zip(("query", "key", "value"), heads, strict=True):
-            put(f"{at}attention.self.{name}", Linear(weight, bias))
-        put(f"{at}attention.output.dense", layer.attention_output)
-        put(f"{at}attention.output.LayerNorm", layer.attention_norm)
-        put(f"{at}intermediate.dense", layer.ffn_input)
-        put(f"{at}output.dense", layer.ffn_output)
-        put(f"{at}output.LayerNorm", layer.ffn_norm)
-    config = encoder.config
-    model = BertModel(
-        BertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            max_position_embeddings=config.num_positions,
-        ),
-        add_pooling_layer=False,
-    )
-    model.load_state_dict(state)
-    return model.eval().to(encoder.device)
-
-
-def overhead(result: Report, ours: workload.Ours) -> None:
+def overhead(result: Report, ours: workload.Ours, until: float) -> None:
     """Adapters and heads against the bare base; the base twice, for the noise floor."""
     device = ours.encoder.device
     samples = report.alternate(
@@ -141,6 +103,7 @@ def overhead(result: Report, ours: workload.Ours) -> None:
         },
         repeats=REPEATS,
         warmup=10,
+        until=until,
     )
     models, base = samples["models"], samples["base"]
     rows_per_s = [len(ours.lengths) / seconds for seconds in models]
@@ -155,9 +118,16 @@ def overhead(result: Report, ours: workload.Ours) -> None:
 
 
 def one_at_a_time(
-    result: Report, ours: workload.Ours, adapters: list[workload.Lora], token_ids: Tensor
+    result: Report,
+    ours: workload.Ours,
+    adapters: list[workload.Lora],
+    token_ids: Tensor,
+    until: float,
 ) -> None:
-    """A merged copy a tenant, all resident, asked one after the other."""
+    """A merged copy a tenant, all resident, asked one after the other.
+
+    Stands for merged copies under onnxruntime, whose CUDA build such a machine seldom has.
+    """
     device = ours.encoder.device
     copies = [workload.merged(ours.encoder, lora) for lora in adapters]
     rows = token_ids.to(device)
@@ -169,55 +139,10 @@ def one_at_a_time(
             hidden = copy.embed(ids, None, segments)
             copy.run(hidden, segments, layers=layers, bypass=NoBypass())
 
-    compare(result, "merged copies, one at a time / ours", workload.stopwatch(batch, device), ours)
-
-
-def peft_mixed(
-    result: Report,
-    exact: Encoder,
-    ours: workload.Ours,
-    adapters: list[workload.Lora],
-    token_ids: Tensor,
-    expected: Tensor,
-) -> None:
-    """PEFT's mixed batch (`adapter_names`), hidden states only on both sides."""
-    if not all(importlib.util.find_spec(name) for name in ("transformers", "peft")):
-        result.note("not measured: PEFT mixed batch; transformers or peft is not installed here")
-        return
-    from peft import PeftModel
-
-    names = [f"m{row}" for row in range(len(adapters))]
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, lora in zip(names, adapters, strict=True):
-            lora.write(Path(scratch) / name)
-        first, *others = names
-        model = PeftModel.from_pretrained(bert_of(exact), Path(scratch) / first, adapter_name=first)
-        for name in others:
-            model.load_adapter(Path(scratch) / name, adapter_name=name)
-    model.eval()
-    ids = token_ids.to(exact.device)
-
-    def batch() -> Tensor:
-        hidden: Tensor = model(input_ids=ids, adapter_names=names).last_hidden_state
-        return hidden
-
-    workload.check("PEFT mixed batch", batch(), expected, TOLERANCE)
-    model.to(torch.bfloat16)
-    theirs = workload.stopwatch(batch, exact.device)
-    compare(result, "PEFT mixed batch / ours", theirs, ours, Goal(">=", 2.0))
-
-
-def compare(
-    result: Report,
-    name: str,
-    theirs: Callable[[], float],
-    ours: workload.Ours,
-    goal: Goal | None = None,
-) -> None:
-    """Another way's batch over ours, alternating."""
-    mine = workload.stopwatch(ours.hidden, ours.encoder.device)
-    samples = report.alternate({"theirs": theirs, "ours": mine}, repeats=REPEATS // 2, warmup=3)
-    result.add(name, report.ratio(samples["theirs"], samples["ours"]), "", goal)
+    theirs = workload.stopwatch(batch, device)
+    name = "merged copies, one at a time / ours"
+    gpu_rivals.compare(result, name, theirs, ours, repeats=REPEATS // 2, until=until)
+    result.note("merged copies are PyTorch's, all resident; not measured: under onnxruntime")
 
 
 def parity(result: Report, device: torch.device) -> None:
@@ -250,8 +175,18 @@ def parity(result: Report, device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def measure(result: Report, config: BaseConfig, num_models: int, device: torch.device) -> None:
-    """All figures for a batch of `num_models` rows on a device."""
+def measure(
+    result: Report,
+    config: BaseConfig,
+    num_models: int,
+    device: torch.device,
+    until: float = math.inf,
+) -> None:
+    """All figures for a batch of `num_models` rows on a device.
+
+    Args:
+        until: `time.monotonic()` seconds after which repeats are few and no other system begins.
+    """
     parity(result, device)
     exact = random_encoder(config, torch.float32, device)
     adapters = [workload.Lora.random(config, seed) for seed in range(num_models)]
@@ -262,9 +197,10 @@ def measure(result: Report, config: BaseConfig, num_models: int, device: torch.d
     workload.check("ours", outputs, expected, TOLERANCE)
     rounded = random_encoder(config, torch.bfloat16, device)
     ours = workload.Ours(rounded, adapters, token_ids)
-    overhead(result, ours)
-    one_at_a_time(result, ours, adapters, token_ids)
-    peft_mixed(result, exact, ours, adapters, token_ids, expected)
+    overhead(result, ours, until)
+    one_at_a_time(result, ours, adapters, token_ids, until)
+    batch = gpu_rivals.Batch(exact, adapters, token_ids, expected)
+    gpu_rivals.measure(result, batch, ours, repeats=REPEATS // 2, until=until)
 
 
 def main() -> int:
@@ -272,7 +208,8 @@ def main() -> int:
         print("gpu: no CUDA device here, so nothing was measured")
         return 0
     with Report("gpu") as result:
-        measure(result, BERT_BASE, NUM_MODELS, torch.device("cuda"))
+        until = time.monotonic() + BUDGET_S
+        measure(result, BERT_BASE, NUM_MODELS, torch.device("cuda"), until)
     return 0
 
 

@@ -7,10 +7,12 @@ library, so that the GPU benchmark runs on a bare machine with torch.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -148,7 +150,11 @@ def _percentiles(value: float, resampled: list[float]) -> Estimate:
 
 
 def alternate(
-    subjects: Mapping[str, Callable[[], S]], *, repeats: int = 15, warmup: int = 3
+    subjects: Mapping[str, Callable[[], S]],
+    *,
+    repeats: int = 15,
+    warmup: int = 3,
+    until: float = math.inf,
 ) -> dict[str, list[S]]:
     """Samples of each subject, taken in turns, the first of a turn changing.
 
@@ -157,12 +163,15 @@ def alternate(
             one twice, under two names, for an A/A pair: the noise floor of a ratio.
         repeats: Turns that count, at least seven.
         warmup: Turns before those.
+        until: `time.monotonic()` seconds after which seven turns are enough.
     """
     if repeats < MIN_REPEATS:
         raise ValueError(f"{repeats} repeats are too few to be believed")
     names = list(subjects)
     samples: dict[str, list[S]] = {name: [] for name in names}
     for turn in range(warmup + repeats):
+        if turn >= warmup + MIN_REPEATS and time.monotonic() > until:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             sample = subjects[name]()
