@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from services.common.errors import InvalidArgument
 from services.executor.engine.batching import Limits
 
 
@@ -21,6 +22,19 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("HMI_DEVICE=cuda, but torch finds no CUDA device")
     return torch.device(name)
+
+
+def asked_device(name: str) -> torch.device:
+    """The device that somebody's option `device` names.
+
+    Raises:
+        InvalidArgument: It is no such name, or CUDA is asked for and there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidArgument("device", f"{name!r} is none of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument("device", "no CUDA device is available")
+    return pick_device(name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -64,6 +64,7 @@ def test_the_same_as_json(
         ("text,label\na,x\nb,y\n", [], "error: DATA: every label has one example only"),
         ("text,label\na,x\nb,x\nc,y\n", ["--held-out", "0.9"], "error: --held-out: must be"),
         ("text,label\na,x\nb,x\nc,y\n", ["--task", "topic"], "error: --task topic is none of"),
+        ("text,label\na,x\nb,x\nc,y\n", ["--device", "gpu"], "error: --device: 'gpu' is none"),
         ("text,label\na,x\nb,x\nc,y\n", ["--domain", "news"], "error: --domain: base tiny"),
         (
             "text,label\na,x\nb,x\nc,y\n",

@@ -27,7 +27,7 @@ from services.executor.construct.local_file import read_local, save_local
 from services.executor.construct.progress import Watcher
 from services.executor.construct.student import Student, start
 from services.executor.construct.texts import Pieces, Tokens, tokenize
-from services.executor.device import pick_device, pick_dtype
+from services.executor.device import asked_device, pick_dtype
 from services.executor.models.encoder import Encoder, load_base
 
 ROOT_KEYS = "root_keys.safetensors"
@@ -78,7 +78,7 @@ def run(options: DistillOptions, watcher: Watcher = _QUIET) -> dict[str, Any]:
         InvalidArgument: An option, a file of the corpus, or the base.
         FailedPrecondition: The base's directory holds no weights.
     """
-    device = pick_device(options.device)
+    device = asked_device(options.device)
     base = load_base(options.base_dir, dtype=pick_dtype("auto", device), device=device)
     _check(options, base)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import torch
 
 from services.common.base_config import BaseConfig
 from services.common.errors import InvalidArgument
+from services.executor.device import asked_device
 from services.executor.train.concerns import concerns
 from services.executor.train.data import Examples, read_examples
 from services.executor.train.encode import Encoded, encode, load_tokenizer
@@ -38,7 +39,7 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
     """
     started = time.monotonic()
     progress = progress or NoProgress()
-    device = _device(options.device)
+    device = asked_device(options.device)
     config = BaseConfig.from_file(options.base_dir / "config.json")
     examples = read_examples(options.data, options.task)
     if options.out.exists() and not options.out.is_dir():
@@ -103,11 +104,3 @@ def _tables(options: TrainOptions, texts: list[list[int]]) -> Tables | None:
     if options.local_encoder is None or options.policy is MissPolicy.COMPUTE:
         return None
     return Tables(root_keys(options.root_keys), texts)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgument("device", "no CUDA device is available")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
