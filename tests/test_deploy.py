@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -172,3 +173,47 @@ def test_pods_are_hardened(overlay: str) -> None:
         c["resources"]["limits"].get("nvidia.com/gpu") for pod in pods for c in pod["containers"]
     ]
     assert gpus.count("1") == (overlay == "gpu")
+
+
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    """An overlay's pods."""
+    done = check.run(["kubectl", "kustomize", str(check.ROOT / "deploy/k8s/overlays" / overlay)])
+    return [
+        document["spec"] | {"name": document["metadata"]["name"]}
+        for document in yaml.safe_load_all(done.stdout)
+        if document["kind"] in {"Deployment", "StatefulSet"}
+    ]
+
+
+@pytest.mark.parametrize("overlay", check.OVERLAYS)
+def test_services_are_probed_by_native_grpc(overlay: str, images: dict[str, Image]) -> None:
+    probed = 0
+    for workload in rendered(overlay):
+        for container in workload["template"]["spec"]["containers"]:
+            image = images.get(container["image"].rpartition("/")[2].partition(":")[0])
+            if image is None or image.service is None:
+                continue
+            probed += 1
+            port = int(image.env["HMI_PORT"])
+            assert container["startupProbe"]["grpc"] == {"port": port}
+            assert container["readinessProbe"]["grpc"] == {"port": port}
+            assert container["livenessProbe"]["grpc"] == {"port": port, "service": "live"}
+    assert probed == 3
+
+
+@pytest.mark.parametrize("overlay", check.OVERLAYS)
+def test_blobs_lie_on_a_volume_that_outlives_the_pod(overlay: str) -> None:
+    [store] = [w for w in rendered(overlay) if "knowledge" in w["name"]]
+    [claim] = store["volumeClaimTemplates"]
+    assert claim["spec"]["resources"]["requests"]["storage"]
+    [container] = store["template"]["spec"]["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    env = {one["name"]: one.get("value") for one in container["env"]}
+    assert env["HMI_DATA_DIR"] == mounts[claim["metadata"]["name"]]
+
+
+def test_blobs_lie_on_a_named_volume_of_the_compose_file() -> None:
+    compose = yaml.safe_load((check.ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    store = compose["services"]["knowledge-store"]
+    assert f"blobs:{store['environment']['HMI_DATA_DIR']}" in store["volumes"]
+    assert "blobs" in compose["volumes"]

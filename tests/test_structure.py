@@ -204,6 +204,17 @@ def test_every_setting_is_described() -> None:
             assert field.description, f"{service}: {name}"
 
 
+def test_checks_end_with_the_tests_and_have_one_entry() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    check = re.search(r"^check:(.*?)##", makefile, re.MULTILINE)
+    assert check
+    assert {"lint", "types", "protos-check"} < set(check[1].split())
+    assert check[1].split()[-1] == "test"
+    entry = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(r"exec make( --\S+)* check", entry[-1])
+    assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 

@@ -24,6 +24,7 @@ from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.ending import Ending
 from services.common.errors import DataLoss, from_rpc_error
 from services.common.ids import check_sha256
+from services.common.logs import request_id_var
 from services.common.server import CHANNEL_OPTIONS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _RECONNECT_OPTIONS = [
 
 
 class _WithToken:
-    """Adds the service token to a call's metadata."""
+    """Adds the service token to a call's metadata, and the id of the request that it serves."""
 
     def __init__(self, token: str) -> None:
         self._entry = ("authorization", f"Bearer {token}")
@@ -52,6 +53,8 @@ class _WithToken:
     def details(self, given: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
         metadata = grpc.aio.Metadata(*(given.metadata or ()))
         metadata.add(*self._entry)
+        if request_id := request_id_var.get():
+            metadata.add("x-request-id", request_id)
         return grpc.aio.ClientCallDetails(
             given.method, given.timeout, metadata, given.credentials, given.wait_for_ready
         )
@@ -86,7 +89,9 @@ class _StreamStream(_WithToken, grpc.aio.StreamStreamClientInterceptor):
 
 
 def open_channel(address: str, token: str) -> grpc.aio.Channel:
-    """A channel to another service of the suite that sends the service token with every call."""
+    """A channel to another service of the suite that sends the service token with every call, and
+    the request id of the caller's call, if it is in one: the other's log then names the same.
+    """
     kinds = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)
     return grpc.aio.insecure_channel(
         address,
