@@ -17,6 +17,7 @@ from services.common.errors import (
     Cancelled,
     DeadlineExceeded,
     Internal,
+    InvalidArgument,
     ResourceExhausted,
     Unavailable,
 )
@@ -114,6 +115,14 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_items_only(fake: FakeBase) -
         (1, ResourceExhausted),
     ]
     assert ids(waiting.plan()) == [2]
+
+
+def test_an_item_that_goes_on_from_earlier_tokens_is_refused_by_field(fake: FakeBase) -> None:
+    waiting = batcher(fake)
+    [event] = waiting.add(item(0, kv_ref="handle"))
+    assert isinstance(event.error, InvalidArgument)
+    assert (event.error.field, event.is_final) == ("kv_ref", True)
+    assert (len(waiting), waiting.num_tokens, waiting.plan()) == (0, 0, None)
 
 
 def test_cancelled_and_expired_items_leave_and_unpin(fake: FakeBase) -> None:

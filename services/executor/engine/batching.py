@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.common.deadlines import Deadlines
-from services.common.errors import Cancelled, DeadlineExceeded, HmiError
+from services.common.errors import Cancelled, DeadlineExceeded, HmiError, InvalidArgument
 from services.common.fair_queue import FairQueue
 from services.executor.engine.interfaces import LoadedBase, Pinned, Slot
 from services.executor.engine.items import Event, Item, ModelKey
@@ -106,7 +106,12 @@ class Batcher:
         return len(self._waiting)
 
     def add(self, item: Item) -> list[Event]:
-        """Let an item wait; events if its adapter is known to be unusable."""
+        """Let an item wait; events if its adapter is known to be unusable, or no base here can
+        go on from what the item has had before.
+        """
+        if item.kv_ref is not None:
+            error = InvalidArgument("kv_ref", "encoders keep no keys and values of earlier tokens")
+            return [Event(item, error=error)]
         self._waiting[item.id] = item
         self.num_tokens += item.num_tokens
         if item.deadline < float("inf"):

@@ -40,7 +40,8 @@ class Item:
         entry_layer: First layer that runs. Rows of a split base come in above layer 0.
         table_version: sha256 of the manifest of the tables to read (split bases), or empty.
         position_offset: Position of the first token; not 0 when earlier tokens are in `kv_ref`.
-        kv_ref: Handle of the keys and values of earlier tokens (decoders), or None.
+        kv_ref: Handle of the keys and values of earlier tokens (decoders), or None. No base served
+            so far has any: an item that carries one is refused.
         deadline: `time.monotonic()` seconds after which nobody waits for the answer.
         weight: The tenant's share of batches, relative to the others'.
     """
