@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer
+from transformers import BertForSequenceClassification
 
 from hmi.cli.main import run
 from hmi.client import Classification, Client, Domain, Predictions
@@ -17,6 +21,9 @@ from hmi.stack import LocalStack
 from services.common import ngrams
 from services.common.bases import base_digest
 from services.common.ngram_counts import NgramCounts
+from services.executor.construct.local_file import load_local
+from services.executor.models.encoder import load_base
+from services.executor.train.looked_up import LookedUp, Passed
 from tests.gateway.blobs import sha256
 from tests.gateway.split import encoder_blob, pb_files
 from tests.integration.cluster import until
@@ -24,6 +31,9 @@ from tests.integration.conftest import Account
 from tests.tiny import write_base, write_lora
 
 BASE = "tiny-split"
+ANIMALS = ("the cat sat", "a dog ran", "the big cat ran", "a small dog sat")
+PAPERS = ("news of the vote", "team price", "a price on news", "the team vote")
+ENDS = ("on the mat", "under a house", "on a river", "under the red house", "on the song")
 TEXTS = ["the cat sat on the mat", "a big red house", "team news under a vote", "river song"]
 
 
@@ -188,6 +198,54 @@ def test_a_domain_may_learn_an_encoder_of_its_own(
     answers = account.client.predict("own", TEXTS)
     assert answers.provenance.table_version == node.table_version
     assert np.isfinite(scores(answers)).all()
+
+
+def test_a_model_trained_for_a_domain_answers_there_as_it_was_trained(
+    split: Split, account: Account, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"{start} {end}" for start in ANIMALS + PAPERS for end in ENDS]
+    labels = ["animal"] * (len(texts) // 2) + ["paper"] * (len(texts) // 2)
+    (tmp_path / "corpus.txt").write_text("\n".join(texts * 2))
+    rows = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]))
+    node = split.create("trained", "--corpus", str(tmp_path / "corpus.txt"), "--alpha", "1.0")
+    out = tmp_path / "out"
+    base = ["--base", BASE, "--base-dir", str(split.directory), "--domain", "trained"]
+    fit = ["--epochs", "15", "--batch-size", "8", "--learning-rate", "1e-2", "--device", "cpu"]
+    capsys.readouterr()
+    command = ["train", str(tmp_path / "data.csv"), *base, *fit, "--out", str(out), "--json"]
+    assert run(command) == 0
+    assert json.loads(capsys.readouterr().out)["num_train"] == 32
+    version = account.client.push_version("desk", out)  # hmi.json says for what
+    assert (version.base, version.domain) == (BASE, "trained")
+    assert version.table_version == node.table_version
+    answers = account.client.predict("desk", texts)
+    assert answers.provenance.table_version == node.table_version
+    expected = trained_scores(split.directory, out, texts)
+    assert np.ptp(expected, axis=0).min() > 1e-2
+    assert scores(answers) == pytest.approx(expected, abs=1e-4)
+    learnt = json.loads((out / "hmi.json").read_text())["labels"]
+    assert sorted(learnt) == ["animal", "paper"]
+    assert [one.label for one in answers if isinstance(one, Classification)] == [
+        learnt[best] for best in expected.argmax(1)
+    ]
+    account.client.push_version("elsewhere", out, domain="")
+    assert np.abs(scores(account.client.predict("elsewhere", texts)) - expected).max() > 1e-3
+
+
+def trained_scores(base_dir: Path, adapter: Path, texts: list[str]) -> np.ndarray:
+    """What PEFT makes of looked-up rows, none of them missing: `[texts, labels]`, labels in order
+    of `hmi.json`."""
+    base = load_base(base_dir, dtype=torch.float32, device="cpu")
+    local = load_local(base_dir / "local_encoder.safetensors", base)
+    bert = BertForSequenceClassification.from_pretrained(base_dir, num_labels=2)
+    model = PeftModel.from_pretrained(bert, adapter).eval()
+    bert.bert.embeddings = LookedUp(local, base.config.pad_token_id, None)  # type: ignore[assignment]
+    bert.bert.encoder.layer[0] = Passed()
+    tokenizer = Tokenizer.from_file(str(base_dir / "tokenizer.json"))
+    with torch.inference_mode():
+        ids = [torch.tensor([tokenizer.encode(text).ids]) for text in texts]
+        return torch.cat([model(input_ids=one).logits.softmax(-1) for one in ids]).numpy()
 
 
 @pytest.mark.timeout(180)  # 180,522 rows are computed first, beside whatever else runs
