@@ -13,10 +13,11 @@ from typing import Any
 
 import grpc
 import pytest
+import typer
 from grpc_status import rpc_status
 
 from hmi.admin.v1 import model_pb2, model_pb2_grpc, resources_pb2, tenant_pb2, tenant_pb2_grpc
-from hmi.cli.main import run
+from hmi.cli.main import app, run
 from hmi.inference.v1 import inference_pb2 as pb
 from hmi.inference.v1 import inference_pb2_grpc
 from services.common.errors import HmiError, InvalidArgument, PermissionDenied
@@ -281,3 +282,23 @@ def test_versions_fit_a_terminal(target: list[str], capsys: pytest.CaptureFixtur
 def test_threads_end_with_the_command(target: list[str]) -> None:
     assert run(["models", "list", *target]) == 0
     assert not [one for one in threading.enumerate() if one.name == "hmi-client"]
+
+
+def leaves(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every command that does something, by its words."""
+    for name, inner in group.commands.items():
+        if hasattr(inner, "commands"):
+            yield from leaves(inner, (*path, name))
+        else:
+            yield " ".join((*path, name)), inner
+
+
+def test_every_command_can_answer_in_json() -> None:
+    commands = dict(leaves(typer.main.get_command(app)))
+    assert {"predict", "train", "models push", "domains create", "bases list"} <= commands.keys()
+    without = [
+        name
+        for name, one in commands.items()
+        if not any("--json" in parameter.opts for parameter in one.params)
+    ]
+    assert without == []
