@@ -27,6 +27,7 @@ from hmi.client.predictions import (
     Span,
     TokenTags,
 )
+from hmi.client.pushes import Push
 from hmi.client.resources import (
     ApiKey,
     Base,
@@ -44,7 +45,6 @@ from hmi.client.resources import (
 )
 from hmi.client.retry import RetryPolicy
 from hmi.client.sync_client import Client
-from hmi.client.uploads import Push
 from hmi.pack import PackOptions
 
 __all__ = [
