@@ -110,6 +110,8 @@ class Stack:
     def __init__(self, directory: Path, *, device_bytes: int = 32 << 20, **options: Any) -> None:
         dtype = options.pop("dtype", torch.float32)
         self.encoder: Encoder = load_base(directory, dtype=dtype, device="cpu")
+        if options.pop("for_inference", False):
+            self.encoder = self.encoder.for_inference()
         self.base: BaseConfig = self.encoder.config
         self.blobs: dict[str, bytes] = {}
         self.store = AdapterStore(
