@@ -228,6 +228,14 @@ async def test_a_served_process_tells_its_metrics(world: World) -> None:
             while await gateway.read():
                 pass
         told = await asyncio.to_thread(samples, f"http://127.0.0.1:{port}/metrics")
+    num_tokens = sum(len(world.submit(0, text, digest).token_ids) for text in ("a", "the cat"))
+    assert told["hmi_batch_tokens_sum", ""] == num_tokens
+    assert told["hmi_batch_tokens_count", ""] == told["hmi_batch_rows_count", ""]
+    assert told["hmi_adapter_slots_used", "tiny"] == 1
+    assert told["hmi_adapter_slots_total", "tiny"] > 1
+    assert told["hmi_adapter_load_seconds_count", "host"] == 1
+    assert told["hmi_adapter_load_seconds_count", "device"] == 1
+    assert told["hmi_device_bytes", "adapters"] > 0
     assert told["hmi_batch_rows_sum", ""] == 2
     assert told["hmi_step_seconds_count", ""] >= 1
     assert told["hmi_executor_queue_tokens", ""] == 0
@@ -235,14 +243,20 @@ async def test_a_served_process_tells_its_metrics(world: World) -> None:
 
 
 def samples(url: str) -> dict[tuple[str, str], float]:
-    """What Prometheus would read, by name and service."""
+    """What Prometheus would read, by name and service (or tier, kind, base)."""
     with urllib.request.urlopen(url, timeout=10) as response:
         text = response.read().decode()
     return {
-        (sample.name, sample.labels.get("service", "")): sample.value
+        (sample.name, label(sample.labels)): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def label(labels: dict[str, str]) -> str:
+    """The one that tells samples apart here."""
+    told = (labels[name] for name in ("service", "tier", "kind", "base") if name in labels)
+    return next(told, "")
 
 
 async def test_a_failpoint_ends_the_process_before_the_answer(world: World) -> None:
