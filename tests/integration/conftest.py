@@ -125,12 +125,16 @@ def _classifier(directory: Path, tokenizer: Tokenizer, seed: int, num_labels: in
 
 @pytest.fixture(scope="session")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random LoRA token classifier of MiniLM, as a PEFT directory."""
+    """A random LoRA token classifier of MiniLM that finds spans, as a PEFT directory."""
     directory = tmp_path_factory.mktemp("tagger")
     torch.manual_seed(7)
     base = BertForTokenClassification.from_pretrained(minilm_directory(), num_labels=3)
     config = LoraConfig(task_type="TOKEN_CLS", r=4, target_modules=["query"])
     model = get_peft_model(base, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("classifier.modules_to_save.default.bias"):
+                parameter.copy_(torch.tensor([-1.0, 0.5, 0.5]))
     model.save_pretrained(str(directory))
     note = {"task": "token_classification", "labels": ["O", "B-PER", "I-PER"], "base": "minilm"}
     (directory / "hmi.json").write_text(json.dumps(note))

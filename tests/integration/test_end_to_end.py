@@ -90,6 +90,7 @@ def test_tags_are_spans_of_the_text(account: Account, tagger: Path) -> None:
     text = "Zoë Müller met 🙂 Ada Lovelace in Paris."
     prediction = account.client.predict("tags", text)[0]
     assert isinstance(prediction, TokenTags)
+    assert prediction.spans
     for span in prediction.spans:
         assert span.label == "PER"
         assert text[span.start : span.end] == span.text
