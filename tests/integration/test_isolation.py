@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import socket
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from hmi.client import AsyncClient, Push
 from hmi.client.predictions import Classification
@@ -89,36 +92,73 @@ async def predict_all(
     return seen
 
 
-async def change_all(clients: list[AsyncClient], world: World, stop: asyncio.Event) -> int:
-    """Push, activate, roll back and delete random models until told to stop."""
+async def change_all(clients: list[AsyncClient], world: World, stop: asyncio.Event) -> Counter[str]:
+    """Push, activate, delete random models and versions of them until told to stop."""
     rng = random.Random(7)
     extra = world.blobs[NUM_TENANTS * MODELS_A_TENANT :]
-    num_changes = 0
+    changes: Counter[str] = Counter()
     while not stop.is_set():
         client = clients[rng.randrange(NUM_TENANTS)]
         model = f"m{rng.randrange(MODELS_A_TENANT)}"
-        action = rng.choice(["push", "push", "activate", "delete"])
+        action = rng.choice(["push", "push", "activate", "delete version", "delete"])
         try:
             if action == "push":
                 await client.push_version(model, rng.choice(extra), base="tiny")
             elif action == "activate":
                 version = rng.choice(await client.list_versions(model))
                 await client.activate(model, version.number)
+            elif action == "delete version":
+                version = rng.choice(await client.list_versions(model))
+                await client.delete_version(model, version.number)
             else:
                 await client.delete_model(model)
                 await client.push_version(model, rng.choice(extra), base="tiny")
-        except NotFound:
+        except (NotFound, FailedPrecondition):  # gone, or the version gets the traffic
             continue
-        num_changes += 1
+        changes[action] += 1
         await asyncio.sleep(0.01)
-    return num_changes
+    return changes
+
+
+async def most_slots_used(metrics: str, stop: asyncio.Event) -> float:
+    """The most adapters ever seen in device memory until told to stop."""
+    most = 0.0
+    while not stop.is_set():
+        told = await asyncio.to_thread(samples, metrics)
+        most = max(most, told.get(("hmi_adapter_slots_used", "tiny"), 0.0))
+        await asyncio.sleep(0.1)
+    return most
+
+
+def samples(url: str) -> dict[tuple[str, str], float]:
+    """What Prometheus would read about adapters, by name and base or tier."""
+    with urllib.request.urlopen(url, timeout=10) as response:
+        text = response.read().decode()
+    return {
+        (sample.name, sample.labels.get("base") or sample.labels.get("tier", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if family.name.startswith("hmi_adapter")
+    }
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 @pytest.mark.timeout(240)
 async def test_every_answer_is_that_of_the_version_it_names(tmp_path: Path) -> None:
     world = await asyncio.to_thread(World, tmp_path)
     assert world.smallest_difference() > 100 * TOLERANCE
-    small = {"HMI_DTYPE": "float32", "HMI_DEVICE_ADAPTER_BYTES": str(NUM_SLOTS * slot_bytes())}
+    port = free_port()
+    metrics = f"http://127.0.0.1:{port}/metrics"
+    small = {
+        "HMI_DTYPE": "float32",
+        "HMI_DEVICE_ADAPTER_BYTES": str(NUM_SLOTS * slot_bytes()),
+        "HMI_METRICS_PORT": str(port),
+    }
     with LocalStack(
         tmp_path / "data", port=0, env={"executor": small}, with_split_base=False
     ) as stack:
@@ -136,12 +176,18 @@ async def test_every_answer_is_that_of_the_version_it_names(tmp_path: Path) -> N
         stop = asyncio.Event()
         asking = [asyncio.create_task(predict_all(clients, world, stop)) for _ in range(24)]
         changing = asyncio.create_task(change_all(clients, world, stop))
+        watching = asyncio.create_task(most_slots_used(metrics, stop))
         await asyncio.sleep(SECONDS)
         stop.set()
         seen = sum(await asyncio.gather(*asking), Counter())
-        num_changes = await changing
+        changes, most_used = await changing, await watching
+        told = await asyncio.to_thread(samples, metrics)
         await admin.close()
     num_answers = seen.total() - seen["gone"]
     assert num_answers > 500
     assert len(seen) > 150, "many versions answered, so eviction was at work"
-    assert num_changes > 50
+    assert changes.total() > 50
+    assert {"push", "activate", "delete version", "delete"} <= changes.keys()
+    assert 0 < most_used <= NUM_SLOTS
+    assert told["hmi_adapter_slots_total", "tiny"] <= NUM_SLOTS
+    assert told["hmi_adapter_load_seconds_count", "device"] > NUM_TENANTS * MODELS_A_TENANT
