@@ -101,7 +101,7 @@ def measure(
 def is_installed(name: str) -> bool:
     """Whether a package is there: one of this folder's modules, run as a script, is none."""
     spec = importlib.util.find_spec(name)
-    return spec is not None and HERE not in Path(spec.origin or "/").parents
+    return spec is not None and Path(spec.origin or "/").parent != HERE
 
 
 def _prepared(system: System, batch: Batch) -> Callable[[], float]:
