@@ -30,11 +30,12 @@ from services.common.local_encoder_format import Form
 from services.common.ngram_counts import answering_keys
 from services.executor.construct.local_file import load_local
 from services.executor.construct.student import start
+from services.executor.miss_policy import MissPolicy
 from services.executor.models.bypass import NoBypass
 from services.executor.models.encoder import Encoder, load_base
 from services.executor.models.local_encoder import LocalEncoder
 from services.executor.models.segments import Segments
-from services.executor.plot import MissPolicy, Retriever, RowCaches, RowSource, Table
+from services.executor.plot import Retriever, RowCaches, RowSource, Table
 
 SHIPPED = Path(__file__).parent.parent / "models" / "hminilm" / "local_encoder.safetensors"
 SPLIT = 3

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from services.common import ngrams
 from services.common.ngram_counts import NgramCounter
+from services.executor.miss_policy import MissPolicy
 from services.executor.plot.index import ABSENT
-from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef
+from services.executor.plot.manifest import Manifest, NodeRef
 from services.executor.plot.node import NodeTable
 from services.executor.plot.segment import Rows, Segment, SegmentKind, write_segments
 from services.executor.plot.table import Found, RowEncoder, Table

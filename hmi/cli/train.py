@@ -72,9 +72,8 @@ def train(
     """
     # None of these imports torch: what is wrong with options or data is said before it is loaded.
     from services.common.errors import HmiError as ServiceError
-    from services.executor.train import Adapter, TrainOptions
+    from services.executor.train import Adapter, MissPolicy, Task, TrainOptions
     from services.executor.train.data import read_examples
-    from services.executor.train.options import MissPolicy, Task
     from services.executor.train.splits import split
 
     found = trained_on(base, base_dir)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from services.common import ngrams
+from services.executor.miss_policy import MissPolicy
 from services.executor.plot import (
     Manifest,
-    MissPolicy,
     NodeRef,
     SegmentKind,
     SegmentRef,

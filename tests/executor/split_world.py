@@ -34,9 +34,10 @@ from services.executor.engine.engine import Engine, Observe
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Event, Item, ModelKey
 from services.executor.loading import Loader
+from services.executor.miss_policy import MissPolicy
 from services.executor.models.encoder import Encoder, load_base
 from services.executor.models.local_encoder import LocalEncoder
-from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef
+from services.executor.plot.manifest import Manifest, NodeRef
 from services.executor.plot.segment import SegmentKind, write_segments
 from tests import tiny
 from tests.executor.scripted_store import ScriptedStore, scripted_store

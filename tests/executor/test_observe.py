@@ -16,10 +16,11 @@ from services.executor.engine.batching import Row
 from services.executor.engine.engine import Part
 from services.executor.engine.interfaces import LoadedBase, Pinned
 from services.executor.engine.items import Item, ModelKey
+from services.executor.miss_policy import MissPolicy
 from services.executor.observe import Counter
 from services.executor.observe.counter import Counts, Group
 from services.executor.observe.sketch import HeavyHitters
-from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef
+from services.executor.plot.manifest import Manifest, NodeRef
 from services.executor.plot.metrics import LOOKUPS
 from tests.executor.fake_base import FakeBase
 from tests.executor.fake_base import loaded as fake_loaded

@@ -13,7 +13,8 @@ import torch
 from services.common.errors import FailedPrecondition, InvalidArgument, Unavailable
 from services.common.local_encoder_format import FILE_NAME, Form
 from services.executor.construct.local_file import read_local, save_local
-from services.executor.plot import HotTier, Manifest, MissPolicy, TableLoader, TableStore
+from services.executor.miss_policy import MissPolicy
+from services.executor.plot import HotTier, Manifest, TableLoader, TableStore
 from tests.executor.plot_stores import CPU, ENCODER, opened, refusal, root, wait_for
 from tests.executor.plot_trees import (
     TABLE_BASE,

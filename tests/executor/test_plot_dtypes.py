@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.executor.miss_policy import MissPolicy
 from services.executor.plot import (
-    MissPolicy,
     Result,
     Retriever,
     RowCaches,

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import Internal
+from services.executor.miss_policy import MissPolicy
 from services.executor.plot import (
     HotTier,
     Manifest,
-    MissPolicy,
     NodeRef,
     SegmentRef,
     Table,

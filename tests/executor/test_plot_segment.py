@@ -17,9 +17,9 @@ from safetensors import safe_open
 
 from services.common import array_blob
 from services.common.errors import DataLoss, InvalidArgument
+from services.executor.miss_policy import MissPolicy
 from services.executor.plot import (
     Manifest,
-    MissPolicy,
     NodeRef,
     Segment,
     SegmentKind,

@@ -19,9 +19,9 @@ from services.common.errors import (
     NotFound,
     ResourceExhausted,
 )
+from services.executor.miss_policy import MissPolicy
 from services.executor.plot import (
     Manifest,
-    MissPolicy,
     loaded,
 )
 from tests.executor.plot_stores import (

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.executor.miss_policy import MissPolicy
 from services.executor.plot import (
     HotTier,
-    MissPolicy,
     Result,
     Retriever,
     RowCaches,

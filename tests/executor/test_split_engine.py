@@ -18,9 +18,10 @@ from services.common.local_encoder_format import Form
 from services.executor.engine.engine import Part
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Item
+from services.executor.miss_policy import MissPolicy
 from services.executor.models.bypass import NoBypass
 from services.executor.models.segments import Segments
-from services.executor.plot.manifest import Manifest, MissPolicy
+from services.executor.plot.manifest import Manifest
 from tests.executor.split_world import (
     CPU,
     SPLIT,

@@ -23,7 +23,8 @@ from services.executor.engine.batching import Batcher, Limits, Plan
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.items import Item
 from services.executor.engine.tables import LoadedSplit, Retrieved, RowEncoder, Source
-from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef
+from services.executor.miss_policy import MissPolicy
+from services.executor.plot.manifest import Manifest, NodeRef
 from services.executor.service import Executor, Options
 from tests.executor.fake_base import FakeBase, key, loaded
 

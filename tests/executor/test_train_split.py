@@ -22,11 +22,11 @@ from services.common.errors import InvalidArgument
 from services.common.local_encoder_format import FILE_NAME, Form
 from services.executor.construct.local_file import load_local, save_local
 from services.executor.construct.student import start
+from services.executor.miss_policy import MissPolicy
 from services.executor.models.encoder import load_base
 from services.executor.models.segments import Segments
 from services.executor.train import Adapter, TrainOptions
 from services.executor.train.looked_up import LookedUp, RowCache, look_up
-from services.executor.train.options import MissPolicy
 from services.executor.train.run import train
 from services.executor.train.tables import Tables, root_keys
 from tests.executor.training import tiny_base, topics

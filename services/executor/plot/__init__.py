@@ -7,7 +7,7 @@ version answers, `hot`, `tier` and `device_table` keep rows near, `loader`, `loa
 
 from services.executor.plot.cache import RowCaches
 from services.executor.plot.loader import TableBase, TableBlobs, TableLoader
-from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef, SegmentRef
+from services.executor.plot.manifest import Manifest, NodeRef, SegmentRef
 from services.executor.plot.retrieve import Retrieved, Retriever, RowSource
 from services.executor.plot.segment import Segment, SegmentKind, WrittenSegment, write_segments
 from services.executor.plot.store import TableStore
@@ -17,7 +17,6 @@ from services.executor.plot.tier import HotTier
 __all__ = [
     "HotTier",
     "Manifest",
-    "MissPolicy",
     "NodeRef",
     "Result",
     "Retrieved",

@@ -19,7 +19,8 @@ import numpy as np
 
 from services.common.errors import DataLoss, FailedPrecondition
 from services.common.ids import domain_label
-from services.executor.plot.manifest import Manifest, MissPolicy, NodeRef, SegmentRef
+from services.executor.miss_policy import MissPolicy
+from services.executor.plot.manifest import Manifest, NodeRef, SegmentRef
 from services.executor.plot.node import NodeTable
 from services.executor.plot.segment import Segment, SegmentKind
 from services.executor.plot.table import RowEncoder, Table

@@ -8,29 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any, TypeVar
 
 from services.common.array_blob import canonical_json
 from services.common.errors import InvalidArgument
 from services.common.ids import MAX_PATH_NAMES, check_path, check_sha256, parent_path
 from services.common.ngrams import MAX_ORDER
+from services.executor.miss_policy import MissPolicy
 
 _Parsed = TypeVar("_Parsed")
 
 MANIFEST_FORMAT = "hmi.plot_manifest/1"
-
-
-class MissPolicy(StrEnum):
-    """What stands for an n-gram that the tables lack.
-
-    `BACKOFF`: a shorter n-gram's row; rows of any encoder on the path, of any dtype, count.
-    `COMPUTE`: its own row, computed. A table's row counts only if it is what this executor would
-    compute: made by the leaf's encoder in the executor's own dtype.
-    """
-
-    BACKOFF = "backoff"
-    COMPUTE = "compute"
 
 
 @dataclass(frozen=True, slots=True)

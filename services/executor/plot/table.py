@@ -17,9 +17,10 @@ from torch import Tensor
 
 from services.common import ngrams
 from services.common.ngrams import IntArray
+from services.executor.miss_policy import MissPolicy
 from services.executor.plot.device_table import DeviceTable
 from services.executor.plot.index import ABSENT, SlotArray
-from services.executor.plot.manifest import Manifest, MissPolicy
+from services.executor.plot.manifest import Manifest
 from services.executor.plot.node import NodeTable
 
 ResultArray = NDArray[np.uint8]

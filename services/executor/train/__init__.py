@@ -5,10 +5,12 @@ is pushed like any other directory. The run itself is `services.executor.train.r
 torch; what is here does not, so that a mistaken option is answered at once.
 """
 
+from services.executor.miss_policy import MissPolicy
 from services.executor.train.options import (
     Adapter,
     Precision,
     Progress,
+    Task,
     TrainOptions,
     TrainReport,
 )
@@ -17,9 +19,11 @@ from services.executor.train.progress import EpochLines, ProgressBar
 __all__ = [
     "Adapter",
     "EpochLines",
+    "MissPolicy",
     "Precision",
     "Progress",
     "ProgressBar",
+    "Task",
     "TrainOptions",
     "TrainReport",
 ]

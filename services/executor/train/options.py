@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from services.common.errors import InvalidArgument
 from services.common.ids import check_path
+from services.executor.miss_policy import MissPolicy
 
 
 class Task(StrEnum):
@@ -25,13 +26,6 @@ class Adapter(StrEnum):
 
     LORA = "lora"
     IA3 = "ia3"
-
-
-class MissPolicy(StrEnum):
-    """What stands for an n-gram that no table holds, where the model will be served."""
-
-    BACKOFF = "backoff"
-    COMPUTE = "compute"
 
 
 class Precision(StrEnum):

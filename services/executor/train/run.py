@@ -9,12 +9,13 @@ import torch
 from services.common.base_config import BaseConfig
 from services.common.errors import InvalidArgument
 from services.executor.device import asked_device
+from services.executor.miss_policy import MissPolicy
 from services.executor.train.concerns import concerns
 from services.executor.train.data import Examples, read_examples
 from services.executor.train.encode import Encoded, encode, load_tokenizer
 from services.executor.train.loop import Fit, Loop
 from services.executor.train.model import Trainee
-from services.executor.train.options import MissPolicy, Progress, TrainOptions, TrainReport
+from services.executor.train.options import Progress, TrainOptions, TrainReport
 from services.executor.train.progress import NoProgress
 from services.executor.train.splits import split
 from services.executor.train.tables import Tables, root_keys
