@@ -16,11 +16,11 @@ from torch import Tensor
 from benchmarks.accuracy.tasks import Task
 from services.common import ngrams
 from services.common.ngrams import IntArray
+from services.common.sorted_keys import contains, union
 from services.executor.models.bypass import NoBypass
 from services.executor.models.encoder import Encoder
 from services.executor.models.local_encoder import LocalEncoder
 from services.executor.models.segments import Segments
-from services.knowledge_store.tree.sorted_keys import contains, union
 
 NUM_CANDIDATES = 4
 FULL, UNIGRAM = 0, NUM_CANDIDATES - 1

@@ -12,9 +12,9 @@ from benchmarks.accuracy.tasks import Task
 from services.common import ngrams
 from services.common.ngram_counts import NgramCounter
 from services.common.ngrams import MAX_ORDER, IntArray, order_of
+from services.common.sorted_keys import union
 from services.knowledge_store.tree import Source, combine
 from services.knowledge_store.tree.selection import cover
-from services.knowledge_store.tree.sorted_keys import union
 
 
 def domain_rows(task: Task, fold: int, alpha: float) -> IntArray:

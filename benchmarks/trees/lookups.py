@@ -16,7 +16,7 @@ from benchmarks.trees.texts import ROOT, Text
 from services.common import ngrams
 from services.common.ids import parent_path
 from services.common.ngrams import IntArray
-from services.knowledge_store.tree.sorted_keys import contains, union
+from services.common.sorted_keys import contains, union
 
 Tables = Mapping[str, IntArray]
 

@@ -16,6 +16,7 @@ from benchmarks.trees.tables import UNLIMITED
 from benchmarks.trees.texts import ROOT, Text, is_within, source
 from services.common.ngram_counts import answering_keys
 from services.common.ngrams import IntArray
+from services.common.sorted_keys import NONE
 from services.knowledge_store.domains.sources import traffic_source
 from services.knowledge_store.frequency.frequencies import (
     Frequencies,
@@ -31,7 +32,6 @@ from services.knowledge_store.tree import (
     combine,
     plan_tree,
 )
-from services.knowledge_store.tree.sorted_keys import NONE
 
 _BASE = "hminilm"
 _MAX_KEYS, _MAX_TOTAL_KEYS = 1 << 18, 1 << 24

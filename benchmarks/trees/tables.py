@@ -14,15 +14,15 @@ from benchmarks.trees.lookups import Tables
 from benchmarks.trees.texts import ROOT
 from services.common.ids import parent_path
 from services.common.ngrams import IntArray, order_of
-from services.knowledge_store.tree import ChangeRules, Node, NodeCounts, plan_tree
-from services.knowledge_store.tree.selection import can_be_stored
-from services.knowledge_store.tree.sorted_keys import (
+from services.common.sorted_keys import (
     NONE,
     contains,
     heaviest_first,
     union,
     values_of,
 )
+from services.knowledge_store.tree import ChangeRules, Node, NodeCounts, plan_tree
+from services.knowledge_store.tree.selection import can_be_stored
 
 ROW_BYTES = 8 + 2 * 384  # a key and a MiniLM vector in float16
 UNLIMITED = 1 << 40

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from services.common import array_blob, ngrams
 from services.common.errors import InvalidArgument
 from services.common.ngrams import IntArray
+from services.common.sorted_keys import added_up
 
 COUNTS_FORMAT = "hmi.ngram_counts/1"
 KEYS_FORMAT = "hmi.ngram_keys/1"
@@ -161,9 +162,9 @@ def merge_counts(keys: list[IntArray], counts: list[IntArray]) -> tuple[IntArray
     num = 0
     for part in range(len(places) + 1):
         spans = [slice(cut[part], cut[part + 1]) for cut in cuts]
-        some_keys, some_counts = _merged(
-            [run[span] for run, span in zip(keys, spans, strict=True)],
-            [run[span] for run, span in zip(counts, spans, strict=True)],
+        some_keys, some_counts = added_up(
+            np.concatenate([run[span] for run, span in zip(keys, spans, strict=True)]),
+            np.concatenate([run[span] for run, span in zip(counts, spans, strict=True)]),
         )
         merged_keys[num : num + len(some_keys)] = some_keys
         merged_counts[num : num + len(some_keys)] = some_counts
@@ -172,16 +173,6 @@ def merge_counts(keys: list[IntArray], counts: list[IntArray]) -> tuple[IntArray
     merged_keys.resize(num, refcheck=False)
     merged_counts.resize(num, refcheck=False)
     return merged_keys, merged_counts
-
-
-def _merged(keys: list[IntArray], counts: list[IntArray]) -> tuple[IntArray, IntArray]:
-    every_key = np.concatenate(keys)
-    order = np.argsort(every_key, kind="stable")
-    every_key = every_key[order]
-    if not len(every_key):
-        return every_key, np.empty(0, np.int64)
-    first = np.flatnonzero(np.r_[True, every_key[1:] != every_key[:-1]])
-    return every_key[first], np.add.reduceat(np.concatenate(counts)[order], first)
 
 
 def keys_to_bytes(keys: IntArray) -> bytes:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from hmi.admin.v1 import resources_pb2 as rpb
+from services.common.sorted_keys import NONE
 from services.knowledge_store.domains import sources
 from services.knowledge_store.domains.sources import CountsInTurn, OwnCounts, node_counts
 from services.knowledge_store.tree import ChangeRules, Node, NodeCounts, Source, plan_tree
-from services.knowledge_store.tree.sorted_keys import NONE
 from tests.knowledge_store.domain_worlds import key
 
 PATHS = ("", "news", "news/sport", "news/money", "film")

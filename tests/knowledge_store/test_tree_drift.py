@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from services.common.ngrams import order_of
+from services.common.sorted_keys import NONE, IntArray, contains
 from services.knowledge_store.domains.sources import traffic_source
 from services.knowledge_store.frequency import Frequencies, Observation, Stream
 from services.knowledge_store.tree import ChangeRules, Node, combine, plan_tree
-from services.knowledge_store.tree.sorted_keys import NONE, IntArray, contains
 
 HALF_LIFE = 20_000.0
 TENANTS = [f"t{n}" for n in range(8)]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.ngrams import order_of
+from services.common.sorted_keys import NONE
 from services.knowledge_store.tree import (
     ChangeRules,
     Node,
@@ -19,7 +20,6 @@ from services.knowledge_store.tree import (
     combine,
     plan_tree,
 )
-from services.knowledge_store.tree.sorted_keys import NONE
 from tests.knowledge_store import tree_oracle
 from tests.knowledge_store.domain_worlds import key
 from tests.knowledge_store.test_tree_counts import KEYS, source

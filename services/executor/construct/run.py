@@ -22,6 +22,7 @@ from services.common.bases import base_digest
 from services.common.errors import InvalidArgument
 from services.common.local_encoder_format import FILE_NAME, Form
 from services.common.ngram_counts import NgramCounter, NgramCounts
+from services.common.sorted_keys import heaviest_first, values_of
 from services.executor.construct.distill import Outcome, Schedule, distill
 from services.executor.construct.local_file import read_local, save_local
 from services.executor.construct.progress import Watcher
@@ -136,15 +137,12 @@ def root_keys(
     digest = hashlib.sha256((options.base_dir / "tokenizer.json").read_bytes()).hexdigest()
     counts = counter.counts(digest)
     is_long = ngrams.order_of(counts.keys) > 1
-    order = np.lexsort((counts.keys[is_long], -counts.counts[is_long]))
-    order = order[: options.max_root_entries]
-    every = ngrams.pack(0, np.arange(1, vocab_size + 1), 0)
-    keys = np.union1d(every, counts.keys[is_long][order])
-    found = np.searchsorted(counts.keys, keys).clip(max=len(counts.keys) - 1)
-    is_counted = counts.keys[found] == keys
-    return NgramCounts(
-        keys, np.where(is_counted, counts.counts[found], 0), counts.num_tokens, digest
-    )
+    long_keys = counts.keys[is_long]
+    falling = heaviest_first(long_keys, counts.counts[is_long])
+    unigrams = ngrams.pack(0, np.arange(1, vocab_size + 1), 0)
+    keys = np.union1d(unigrams, long_keys[falling[: options.max_root_entries]])
+    how_often = values_of(counts.keys, counts.counts, keys)
+    return NgramCounts(keys, how_often, counts.num_tokens, digest)
 
 
 def _subject(options: DistillOptions) -> str:

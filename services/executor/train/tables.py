@@ -14,7 +14,7 @@ import numpy as np
 from services.common import ngrams
 from services.common.errors import InvalidArgument
 from services.common.ngram_counts import NgramCounts
-from services.common.ngrams import IntArray
+from services.common.sorted_keys import NONE, IntArray, contains, union
 
 
 class Tables:
@@ -29,11 +29,10 @@ class Tables:
     """
 
     def __init__(self, root: IntArray, texts: Iterable[Sequence[int]]) -> None:
-        none = np.empty(0, np.int64)
         own = [np.unique(ngrams.candidates(ngrams.keys_of(ids, [len(ids)]))) for ids in texts]
-        keys, num_texts = np.unique(np.concatenate([none, *own]), return_counts=True)
-        self._held = np.union1d(root, keys)
-        self._held_by_others = np.union1d(root, keys[num_texts > 1])
+        keys, num_texts = np.unique(np.concatenate([NONE, *own]), return_counts=True)
+        self._held = union(root, keys)
+        self._held_by_others = union(root, keys[num_texts > 1])
 
     def answering(self, keys: IntArray, *, is_learning: bool) -> IntArray:
         """The n-gram that back-off answers each token's fullest one with, `[n]` to `[n]`.
@@ -43,7 +42,7 @@ class Tables:
         """
         held = self._held_by_others if is_learning else self._held
         tried = ngrams.candidates(keys)
-        is_there = np.isin(tried, held)
+        is_there = contains(held, tried)
         is_there[:, -1] = True  # a root holds every token
         first = is_there.argmax(1)
         return np.asarray(np.take_along_axis(tried, first[:, None], 1)[:, 0])
@@ -56,7 +55,7 @@ def root_keys(path: Path | None) -> IntArray:
         InvalidArgument: It is no such file.
     """
     if path is None:
-        return np.empty(0, np.int64)
+        return NONE
     try:
         return NgramCounts.from_bytes(path.read_bytes()).keys.copy()
     except (OSError, InvalidArgument) as error:

@@ -16,6 +16,7 @@ import numpy as np
 
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.ngrams import MAX_ORDER, order_of
+from services.common.sorted_keys import IntArray, without
 from services.knowledge_store.domains.key_blobs import (
     FORM_NAMES,
     KeyBlobs,
@@ -31,7 +32,6 @@ from services.knowledge_store.domains.records import (
     Update,
     WorkRecord,
 )
-from services.knowledge_store.tree.sorted_keys import IntArray, without
 
 # Executors write segments at least as large where they have the rows.
 _FULL_SEGMENT_BYTES = 64 << 20

@@ -17,9 +17,9 @@ from services.common import array_blob
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from services.common.ngram_counts import NgramCounts, check_keys, keys_from_bytes, keys_to_bytes
 from services.common.ngrams import SLOT_MASK, order_of, unpack
+from services.common.sorted_keys import NONE, BoolArray, IntArray
 from services.knowledge_store.blobs import BlobDirectory
 from services.knowledge_store.domains.records import SegmentRecord
-from services.knowledge_store.tree.sorted_keys import NONE, BoolArray, IntArray
 
 SEGMENT_FORMAT = "hmi.plot_segment/1"
 MAX_SEGMENT_BYTES = 256_000_000

@@ -14,6 +14,7 @@ from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
 from services.common.ids import domain_label
 from services.common.ngram_counts import NgramCounts
+from services.common.sorted_keys import NONE, IntArray
 from services.knowledge_store.domains.drafts import Draft, Drafting, Goal
 from services.knowledge_store.domains.key_blobs import KeyBlobs, unigrams
 from services.knowledge_store.domains.manifests import path_to
@@ -34,7 +35,6 @@ from services.knowledge_store.metadata.database import Database
 from services.knowledge_store.metadata.kinds import TENANTS
 from services.knowledge_store.metadata.transaction import Transaction
 from services.knowledge_store.tree import Node, NodePlan, OrderChange, plan_tree
-from services.knowledge_store.tree.sorted_keys import NONE, IntArray
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from services.common import array_blob
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.common.ngram_counts import check_keys
 from services.common.ngrams import order_of
+from services.common.sorted_keys import IntArray
 from services.knowledge_store import metrics
 from services.knowledge_store.blobs import BlobDirectory
 from services.knowledge_store.damaged import DamagedBlob
@@ -43,7 +44,6 @@ from services.knowledge_store.domains.tables import Tree
 from services.knowledge_store.metadata.database import Database
 from services.knowledge_store.metadata.kinds import BASES, DOMAIN_WORK, DOMAINS
 from services.knowledge_store.metadata.transaction import Transaction
-from services.knowledge_store.tree.sorted_keys import IntArray
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from services.common.base_config import BaseConfig
 from services.common.bases import base_digest
 from services.common.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.common.ids import check_sha256
+from services.common.sorted_keys import union
 from services.knowledge_store.blobs import BlobDirectory
 from services.knowledge_store.domains.drafts import Draft
 from services.knowledge_store.domains.key_blobs import NUM_SLOTS, KeyBlobs, row_bytes, unigrams
@@ -24,7 +25,6 @@ from services.knowledge_store.domains.records import Corpus, Table
 from services.knowledge_store.domains.tables import Tree, born, delete_node
 from services.knowledge_store.metadata.tenants import timestamp
 from services.knowledge_store.metadata.transaction import Transaction
-from services.knowledge_store.tree.sorted_keys import union
 
 ENCODER_FILE = "local_encoder.safetensors"
 KEYS_FILE = "root_keys.safetensors"

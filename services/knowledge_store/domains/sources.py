@@ -13,13 +13,13 @@ import numpy as np
 from hmi.admin.v1 import resources_pb2 as rpb
 from services.common.ngram_counts import NgramCounts
 from services.common.ngrams import MAX_ORDER, order_of
+from services.common.sorted_keys import FloatArray, IntArray
 from services.knowledge_store.domains.options import DEFAULT_ALPHA
 from services.knowledge_store.domains.records import Corpus, Table
 from services.knowledge_store.domains.tables import is_below
 from services.knowledge_store.frequency.frequencies import decay
 from services.knowledge_store.frequency.sketch import Sketch
 from services.knowledge_store.tree import NodeCounts, Source, combine
-from services.knowledge_store.tree.sorted_keys import FloatArray, IntArray
 
 # Of a token inside a text: it alone, with either neighbour, with both.
 _NGRAMS_A_TOKEN = np.array([1.0, 2.0, 1.0])

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
 
+from services.common.sorted_keys import FloatArray, IntArray
 from services.knowledge_store.frequency.sketch import Sketch
-from services.knowledge_store.tree.sorted_keys import FloatArray, IntArray
 
 _MAX_EPOCHS = 4_096
 _NO_LOOKUPS = (0, 0, 0, 0, 0)

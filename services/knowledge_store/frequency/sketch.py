@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from services.knowledge_store.tree.sorted_keys import NONE, FloatArray, IntArray, added_up, contains
+from services.common.sorted_keys import NONE, FloatArray, IntArray, added_up, contains
 
 # An n-gram that weighs less is forgotten: it came once, five half-lives ago.
 _FORGOTTEN = 1 / 32

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.knowledge_store.tree.sorted_keys import (
+from services.common.sorted_keys import (
     BoolArray,
     FloatArray,
     IntArray,

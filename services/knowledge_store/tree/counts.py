@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.common.ngrams import MAX_ORDER, order_of
-from services.knowledge_store.tree.sorted_keys import (
+from services.common.sorted_keys import (
     NONE,
     BoolArray,
     FloatArray,

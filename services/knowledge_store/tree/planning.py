@@ -14,10 +14,7 @@ import numpy as np
 
 from services.common.ids import parent_path
 from services.common.ngrams import MAX_ORDER, order_of
-from services.knowledge_store.tree.changes import ChangeRules, bounded
-from services.knowledge_store.tree.counts import NodeCounts
-from services.knowledge_store.tree.selection import can_be_stored, cover
-from services.knowledge_store.tree.sorted_keys import (
+from services.common.sorted_keys import (
     NONE,
     BoolArray,
     IntArray,
@@ -28,6 +25,9 @@ from services.knowledge_store.tree.sorted_keys import (
     values_of,
     without,
 )
+from services.knowledge_store.tree.changes import ChangeRules, bounded
+from services.knowledge_store.tree.counts import NodeCounts
+from services.knowledge_store.tree.selection import can_be_stored, cover
 
 
 @dataclass(frozen=True)

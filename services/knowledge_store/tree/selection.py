@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from services.common.sorted_keys import NONE, BoolArray, IntArray, heaviest_first
 from services.knowledge_store.tree.counts import NodeCounts
-from services.knowledge_store.tree.sorted_keys import NONE, BoolArray, IntArray, heaviest_first
 
 _ROUNDING = 1e-9
 

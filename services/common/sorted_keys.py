@@ -6,7 +6,7 @@ Knows order only; does not know what a key stands for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,18 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 
+_Number = TypeVar("_Number", bound=np.number[Any])
+
 NONE: IntArray = np.empty(0, np.int64)
 
 
 def contains(held: IntArray, asked: IntArray) -> BoolArray:
-    """Which of `asked` `[n]`, in any order, are in `held`: bool `[n]`."""
+    """Which of `asked`, of any shape and in any order, are in `held`: bool, of the same shape.
+
+    `np.isin` would sort `held` at every call.
+    """
     if not len(held):
-        return np.zeros(len(asked), np.bool_)
+        return np.zeros(asked.shape, np.bool_)
     positions = np.searchsorted(held, asked)
     positions[positions == len(held)] = 0
     return np.asarray(held[positions] == asked)
@@ -44,8 +49,8 @@ def in_two(*sets: IntArray) -> IntArray:
     return ordered[1:][~_is_first(ordered)[1:] & _is_first(ordered)[:-1]]
 
 
-def added_up(keys: IntArray, values: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Ascending keys without repeats, and for each the sum of its values.
+def added_up(keys: IntArray, values: NDArray[_Number]) -> tuple[IntArray, NDArray[_Number]]:
+    """Ascending keys without repeats, and for each the sum of its values, of their dtype.
 
     `keys` may be any order; runs of ascending ones merge in linear time.
     """
@@ -53,7 +58,7 @@ def added_up(keys: IntArray, values: FloatArray) -> tuple[IntArray, FloatArray]:
     ordered = keys[by_key]
     starts = np.flatnonzero(_is_first(ordered))
     if not len(starts):
-        return NONE, np.empty(0)
+        return NONE, values[:0]
     return ordered[starts], np.add.reduceat(values[by_key], starts)
 
 
@@ -77,6 +82,6 @@ def values_of(
     return found
 
 
-def heaviest_first(keys: IntArray, weights: FloatArray) -> NDArray[np.intp]:
+def heaviest_first(keys: IntArray, weights: NDArray[_Number]) -> NDArray[np.intp]:
     """Positions by falling weight, equal weights by rising key."""
     return np.lexsort((keys, -weights))
