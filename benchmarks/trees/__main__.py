@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import datasets
 from benchmarks.report import Report
-from benchmarks.trees import drift, shapes, texts
+from benchmarks.trees import drift, foresight, shapes, texts
 from benchmarks.trees.world import World, root_keys
 
 _ROOT = Path(__file__).parents[2]
@@ -38,6 +38,7 @@ def main() -> None:
     with Report("trees") as report:
         report.note(world.described)
         curves = shapes.measure(world, report)
+        foresight.measure(world, report)
         moves = drift.measure(world, report)
         if not options.quick:
             shapes.draw(curves, options.plots)

@@ -20,7 +20,8 @@ from benchmarks.trees.tables import (
     ROW_BYTES,
     Choice,
     as_large,
-    at_random,
+    counted,
+    drawn,
     leaves_alone,
     one_table,
     rows_below_root,
@@ -92,18 +93,19 @@ def _choices(world: World, fold: Fold, alpha: float) -> dict[str, Tables]:
     everything = {path: counts.keys for path, counts in fold.counts.items()}
     unseen = {path: counts.keys for path, counts in fold.held_out_counts.items()}
     whole = fold.counts[ROOT]
+    hindsight = counted(fold.held_out_counts)
     tables: dict[str, Tables] = {
         "tree": tree,
-        "oracle": as_large(tree, storable(fold.counts, alpha), fold.held_out_counts),
-        "random": at_random(tree, everything, seed=0),
+        "oracle": as_large(tree, storable(fold.counts, alpha), hindsight),
+        "random": as_large(tree, everything, drawn(seed=0)),
         "leaves alone": leaves_alone(world.leaves, fold.counts, world.root, choice),
         "one table": one_table(world.leaves, whole, world.root, choice),
     }
     if alpha == DEFAULT:
         num_rows = rows_below_root(tree, world.root)
         tables["no tree"] = {ROOT: world.root}
-        tables["oracle of what was counted"] = as_large(tree, everything, fold.held_out_counts)
-        tables["oracle of what comes"] = as_large(tree, unseen, fold.held_out_counts)
+        tables["oracle of what was counted"] = as_large(tree, everything, hindsight)
+        tables["oracle of what comes"] = as_large(tree, unseen, hindsight)
         tables["one table, equal bytes"] = _as_many_rows(
             lambda some: one_table(world.leaves, whole, world.root, some), world, num_rows
         )

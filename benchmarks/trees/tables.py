@@ -5,7 +5,7 @@ Knows counts and keys; does not know how well a table answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from services.common.ids import parent_path
 from services.common.ngrams import IntArray, order_of
 from services.common.sorted_keys import (
     NONE,
+    FloatArray,
     contains,
     heaviest_first,
     union,
@@ -28,6 +29,9 @@ ROW_BYTES = 8 + 2 * 384  # a key and a MiniLM vector in float16
 UNLIMITED = 1 << 40
 _ENCODER = "one"
 _ORDERS = (1, 2, 3)
+
+# What each of a node's keys is worth: (path, `[n]`) to `[n]`.
+Worth = Callable[[str, IntArray], FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +87,29 @@ def rows_below_root(tables: Tables, root: IntArray) -> int:
     return beside + sum(len(rows) for path, rows in tables.items() if path != ROOT)
 
 
-def as_large(
-    like: Tables, candidates: Mapping[str, IntArray], weights: Mapping[str, NodeCounts]
-) -> dict[str, IntArray]:
-    """Tables with as many rows of each order in each node as `like`, the heaviest of the
-    candidates that no ancestor holds.
-
-    Args:
-        candidates: Keys by node.
-        weights: What a key is worth, by node; keys that are not named are worth nothing.
-    """
+def as_large(like: Tables, candidates: Mapping[str, IntArray], worth: Worth) -> dict[str, IntArray]:
+    """Tables with as many rows of each order in each node as `like`: of the node's candidates that
+    no ancestor holds, those worth most."""
     made = {ROOT: like[ROOT]}
     for path in sorted(path for path in like if path != ROOT):
         fresh = _not_above(candidates[path], path, made)
-        worth = values_of(weights[path].keys, weights[path].weights, fresh)
-        made[path] = union(*_heaviest(fresh, worth, _sizes(like[path])))
+        made[path] = union(*_heaviest(fresh, worth(path, fresh), _sizes(like[path])))
     return made
 
 
-def at_random(like: Tables, candidates: Mapping[str, IntArray], seed: int) -> dict[str, IntArray]:
-    """As `as_large`, but any of the candidates."""
+def counted(counts: Mapping[str, NodeCounts]) -> Worth:
+    """An n-gram is worth what its node counted."""
+
+    def worth(path: str, keys: IntArray) -> FloatArray:
+        return values_of(counts[path].keys, counts[path].weights, keys)
+
+    return worth
+
+
+def drawn(seed: int) -> Worth:
+    """An n-gram is worth what chance says."""
     chance = np.random.default_rng(seed)
-    made = {ROOT: like[ROOT]}
-    for path in sorted(path for path in like if path != ROOT):
-        fresh = _not_above(candidates[path], path, made)
-        made[path] = union(*_heaviest(fresh, chance.random(len(fresh)), _sizes(like[path])))
-    return made
+    return lambda _path, keys: chance.random(len(keys))
 
 
 def storable(counts: Mapping[str, NodeCounts], alpha: float) -> dict[str, IntArray]:
@@ -121,9 +122,7 @@ def _sizes(rows: IntArray) -> dict[int, int]:
     return {order: int(numbers[order]) for order in _ORDERS}
 
 
-def _heaviest(
-    keys: IntArray, worth: np.ndarray[tuple[int], np.dtype[np.float64]], sizes: dict[int, int]
-) -> list[IntArray]:
+def _heaviest(keys: IntArray, worth: FloatArray, sizes: dict[int, int]) -> list[IntArray]:
     orders = order_of(keys)
     chosen = [NONE]
     for order, size in sizes.items():

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.trees import lookups, tables, texts
+from benchmarks.trees import foresight, lookups, tables, texts
 from benchmarks.trees.lookups import answering_orders, look_up
 from benchmarks.trees.sharing import Domain, Sent, rounds, shared_counts
-from benchmarks.trees.texts import ROOT, Text
+from benchmarks.trees.texts import ROOT, Text, Traffic
+from benchmarks.trees.world import Fold
 from services.common import ngrams
 from services.common.ngrams import order_of
 from tests.executor.plot_trees import VOCAB, Blobs, Part, new_loader, unigrams, write_version
@@ -80,8 +81,9 @@ def test_equal_sets_are_equally_large_and_the_oracle_is_the_best() -> None:
     held_out = write_texts("a/x", 30, 1, 2) + write_texts("a/y", 30, 10, 3)
     chosen = tables.selected(nodes, counts, all_unigrams(), tables.Choice(0.4))
     seen = texts.corpus_counts(held_out, nodes)
-    oracle = tables.as_large(chosen, tables.storable(counts, 0.4), seen)
-    chance = tables.at_random(chosen, {path: c.keys for path, c in counts.items()}, seed=0)
+    oracle = tables.as_large(chosen, tables.storable(counts, 0.4), tables.counted(seen))
+    everything = {path: c.keys for path, c in counts.items()}
+    chance = tables.as_large(chosen, everything, tables.drawn(seed=0))
     for other in (oracle, chance):
         for path, rows in chosen.items():
             sizes = [np.bincount(order_of(some), minlength=4).tolist()
@@ -92,6 +94,37 @@ def test_equal_sets_are_equally_large_and_the_oracle_is_the_best() -> None:
     assert len(lookups.path_rows("a/x", chosen)) == sum(
         len(chosen[path]) for path in (ROOT, "a", "a/x")
     )
+
+
+def counted_fold(counted: list[Text], held_out: list[Text], nodes: list[str]) -> Fold:
+    return Fold(
+        Traffic(counted, held_out),
+        texts.corpus_counts(counted, nodes),
+        texts.corpus_counts(held_out, nodes),
+    )
+
+
+def test_of_equal_counts_the_smoothed_rule_prefers_what_sibling_domains_sent() -> None:
+    shared, alone = [70, 71, 72], [80, 81, 82]
+    made, _ = world()
+    made += [Text("a/x", ngrams.keys_of([*shared, *alone] * 2, [12]))]
+    made += [Text("a/y", ngrams.keys_of(shared * 5, [15]))]
+    counts = texts.corpus_counts(made, texts.paths(made))
+    keys = np.sort(ngrams.pack([71, 81], [72, 82], [73, 83]))
+    assert len(set(tables.counted(counts)("a/x", keys))) == 1
+    worth = foresight.smoothed(counts)("a/x", keys)
+    assert worth[0] > worth[1]
+
+
+def test_the_fitted_rule_knows_from_another_fold_how_often_what_was_counted_comes_again() -> None:
+    made, nodes = world()
+    held_out = write_texts("a/x", 60, 1, 5) + write_texts("a/y", 60, 10, 6)
+    folds = [counted_fold(made[part::2], held_out, nodes) for part in (0, 1)]
+    worth = foresight.fitted(*folds)
+    keys, weights = folds[0].counts["a/x"].keys, folds[0].counts["a/x"].weights
+    is_trigram = order_of(keys) == 3
+    expected, counts = worth("a/x", keys[is_trigram]), weights[is_trigram]
+    assert expected[counts == counts.max()].mean() > expected[counts == counts.min()].mean() > 0
 
 
 def test_sharing_needs_three_tenants_for_what_a_corpus_may_hold_alone() -> None:
