@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, AsyncIterator
 
 from google.protobuf.message import Message
 
@@ -20,26 +20,41 @@ MAX_BYTES = 8 << 20
 MAX_S = 1.0
 # Longer than the way to a caller and back that has filled its window, in one region.
 QUIET_S = 0.1
+# The most that one look at the clock counts for. While this process does not run, as on a machine
+# with too much to do, nothing can be read: that is not the caller's being quiet.
+TICK_S = 0.01
 
 
 async def drain(requests: AsyncIterable[Message]) -> None:
     """Pass over requests until the caller has sent its last, is quiet for 0.1 s, or has had its
-    8 MiB or its second.
+    8 MiB or its second. The seconds are those in which this process ran.
 
     Nothing is waited for if the call's own reading was at the end, or was broken off.
     """
-    num_bytes = 0
     try:
-        async with asyncio.timeout(MAX_S):
-            rest = aiter(requests)
-            while num_bytes < MAX_BYTES:
-                async with asyncio.timeout(QUIET_S):
-                    request = await anext(rest, None)
-                if request is None:
-                    return
-                num_bytes += request.ByteSize()
-    except TimeoutError:
-        return
+        await _read_on(aiter(requests))
     except Exception as error:
         # The caller is to hear how its call ended, not that its last messages could not be read.
         logger.debug("could not read on", extra={"error": repr(error)[:500]})
+
+
+async def _read_on(requests: AsyncIterator[Message]) -> None:
+    loop = asyncio.get_running_loop()
+    num_bytes, spent_s, quiet_s, seen = 0, 0.0, 0.0, loop.time()
+    while num_bytes < MAX_BYTES:
+        reading = asyncio.ensure_future(anext(requests, None))
+        try:
+            while not reading.done():
+                if spent_s >= MAX_S or quiet_s >= QUIET_S:
+                    return
+                await asyncio.wait({reading}, timeout=TICK_S)
+                now = loop.time()
+                step_s, seen = min(now - seen, TICK_S), now
+                spent_s, quiet_s = spent_s + step_s, quiet_s + step_s
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
+        request = reading.result()
+        if request is None:
+            return
+        num_bytes, quiet_s = num_bytes + request.ByteSize(), 0.0
