@@ -16,8 +16,9 @@ from pathlib import Path
 from hmi.bases import SPLIT, hminilm_files, minilm_directory
 from hmi.cli.output import note
 from hmi.cli.session import Session, is_quiet
+from hmi.cli.wording import of_a_local_run
 from hmi.client import Domain
-from hmi.errors import HmiError, InvalidArgument
+from hmi.errors import InvalidArgument
 from services.common.ids import domain_label
 
 _ENCODER = SPLIT[0]
@@ -62,7 +63,7 @@ def adapted(
             nothing.
 
     Raises:
-        HmiError: The run's own.
+        HmiError: The run's own; an `InvalidArgument` names its field.
     """
     from services.common.errors import HmiError as ServiceError
     from services.executor.construct.adapt import AdaptOptions, adapt
@@ -84,7 +85,7 @@ def adapted(
             with watcher:
                 return adapt(options, watcher).read_bytes()
         except ServiceError as error:
-            raise HmiError(error.message, reason=error.reason) from error
+            raise of_a_local_run(error) from error
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import grpc
 import pytest
+import torch
 from grpc_status import rpc_status
 
 from hmi.admin.v1 import (
@@ -27,7 +28,12 @@ from hmi.cli.domain_views import saved_bytes
 from hmi.cli.main import run, spread
 from hmi.client.domain_resources import DomainStats
 from services.common.errors import AlreadyExists, HmiError, NotFound
+from services.common.local_encoder_format import Form
 from services.common.ngram_counts import NgramCounts
+from services.executor.construct.local_file import save_local
+from services.executor.construct.student import start
+from services.executor.models.encoder import load_base
+from tests.executor.training import tiny_base
 from tests.gateway.blobs import lora_blob, sha256
 from tests.gateway.conftest import tokenizer_json
 
@@ -69,6 +75,7 @@ class _Gateway(
         self.updates: list[domain_pb2.UpdateDomainsRequest] = []
         self.uploads: list[model_pb2.UploadHeader] = []
         self.looks = 0
+        self.encoder_sha256 = ""
         self.change = domain_pb2.DomainChange(
             path="news", order=3, num_added=12, num_promoted=3, num_removed=4, num_deferred=5,
             num_entries=38, coverage_before=0.25, coverage_after=0.5,
@@ -112,7 +119,8 @@ class _Gateway(
 
     def GetDomain(self, request: Any, context: Any) -> domain_pb2.GetDomainResponse:
         if request.path in PATHS:
-            return domain_pb2.GetDomainResponse(domain=node(request.path))
+            held = node(request.path, encoder_sha256=self.encoder_sha256)
+            return domain_pb2.GetDomainResponse(domain=held)
         if request.path not in self.made:
             refuse(context, NotFound(f"there is no domain '{request.path}'"))
         self.looks += 1
@@ -228,6 +236,23 @@ def test_mistakes_end_with_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert gateway.created == []
+
+
+def test_a_corpus_that_no_encoder_can_learn_from_is_named_as_it_was_typed(
+    gateway: _Gateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base_dir = tiny_base(tmp_path / "base", "bert")
+    base = load_base(base_dir, dtype=torch.float32, device="cpu")
+    encoder = tmp_path / "local_encoder.safetensors"
+    save_local(encoder, start(base, 1), split=1, form=Form.CENTRE, unsplit_digest="0" * 64)
+    gateway.encoder_sha256 = sha256(encoder.read_bytes())
+    corpus = tmp_path / "a.txt"
+    corpus.write_bytes(b"the cat \xff")
+    arguments = ["domains", "create", "x", "--adapt", "--base-dir", str(base_dir),
+                 "--parent-encoder", str(encoder), "--corpus", str(corpus)]  # fmt: skip
+    assert run(arguments) == 1
+    assert "--corpus: a.txt is not UTF-8 at byte 8" in capsys.readouterr().err
     assert gateway.created == []
 
 

@@ -38,25 +38,15 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-async def test_a_segment_damaged_on_this_machine_is_fetched_anew(world: World) -> None:
+@pytest.mark.parametrize("damaged", ["segment", "adapter"])
+async def test_what_is_damaged_on_this_machine_is_fetched_anew(world: World, damaged: str) -> None:
     version = world.tables(keys_of(TEXTS))
     digest = world.adapter(1)
     [expected] = await world.answers(world.item(TEXTS[0], digest, version))
     for loaded in world.bases.values():
         loaded.close()
-    damage(await world.files.path(a_segment(world, version)))
-    await world.load("hminilm")
-    [answer] = await world.answers(world.item(TEXTS[0], digest, version))
-    np.testing.assert_array_equal(answer, expected)
-
-
-async def test_an_adapter_damaged_on_this_machine_is_fetched_anew(world: World) -> None:
-    version = world.tables(keys_of(TEXTS))
-    digest = world.adapter(1)
-    [expected] = await world.answers(world.item(TEXTS[0], digest, version))
-    for loaded in world.bases.values():
-        loaded.close()
-    damage(await world.files.path(digest))
+    blob = {"segment": a_segment(world, version), "adapter": digest}[damaged]
+    damage(await world.files.path(blob))
     await world.load("hminilm")
     [answer] = await world.answers(world.item(TEXTS[0], digest, version))
     np.testing.assert_array_equal(answer, expected)
