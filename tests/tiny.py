@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.func import functional_call
 from transformers import BertConfig, BertModel
 
 WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "house", "big", "small"]
@@ -93,25 +95,32 @@ class Oracle:
 
     base: Path
 
+    @cached_property
+    def _model(self) -> BertModel:
+        return BertModel.from_pretrained(self.base, attn_implementation="eager").eval()
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.base / "tokenizer.json"))
+
     def probabilities(self, adapter: Path, texts: Sequence[str]) -> np.ndarray:
         """Softmax scores float32 `[texts, labels]` of a `write_lora` directory."""
-        from safetensors.torch import load_file
-
-        model = BertModel.from_pretrained(self.base, attn_implementation="eager").eval()
-        tokenizer = Tokenizer.from_file(str(self.base / "tokenizer.json"))
         tensors = load_file(adapter / "adapter_model.safetensors")
         config = json.loads((adapter / "adapter_config.json").read_text())
         scale = config["lora_alpha"] / config["r"]
+        weights = self._model.state_dict()
+        changed: dict[str, torch.Tensor] = {}
+        for layer in range(LAYERS):
+            for target in ("query", "value"):
+                name = f"encoder.layer.{layer}.attention.self.{target}"
+                lora = f"base_model.model.bert.{name}"
+                product = tensors[f"{lora}.lora_B.weight"] @ tensors[f"{lora}.lora_A.weight"]
+                changed[f"{name}.weight"] = weights[f"{name}.weight"] + scale * product
         with torch.inference_mode():
-            for index, layer in enumerate(model.encoder.layer):
-                for target in ("query", "value"):
-                    name = f"base_model.model.bert.encoder.layer.{index}.attention.self.{target}"
-                    product = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
-                    getattr(layer.attention.self, target).weight += scale * product
             rows = []
             for text in texts:
-                ids = torch.tensor([tokenizer.encode(text).ids])
-                pooled = model(ids).pooler_output
+                ids = torch.tensor([self._tokenizer.encode(text).ids])
+                pooled = functional_call(self._model, changed, (ids,)).pooler_output
                 logits = torch.nn.functional.linear(
                     pooled,
                     tensors["base_model.model.classifier.weight"],
