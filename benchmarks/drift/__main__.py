@@ -132,9 +132,11 @@ def _report_drift(report: Report, move: Move) -> None:
     if back:
         report.add("drift: updates until within 2 points, at most", _exact(back[0]), "")
         report.add("drift: tokens until then", _exact(float(tokens[back[0] - 1])), "tokens")
-    report.add("drift: rows that one update changed, of the larger of the tables before and after, "
+    report.add("drift: rows an update changed, of the larger of the tables before and wanted, "
                "at most", _exact(100 * max(u.share for u in move.updates)), "%",
                Goal("<=", 5.0))  # fmt: skip
+    report.add("drift: rows beside them that the corpus holds, at most",
+               _exact(100 * max(u.exempt_share for u in move.updates)), "%")  # fmt: skip
     seconds = sorted(update.seconds for update in move.updates)
     report.add("drift: an update, from the call to its swap",
                Estimate(float(np.median(seconds)), seconds[0], seconds[-1]), "s")  # fmt: skip

@@ -75,20 +75,32 @@ class Updated:
     """An update that was committed.
 
     Attributes:
-        num_changed: Rows added and removed.
-        num_before, num_after: Rows the node had and has.
+        num_bounded: Rows added and removed, without those added that a corpus holds: no bound
+            concerns them.
+        num_exempt: Those.
+        num_before, num_wanted: Rows the node had, and should have in the end.
         seconds: From the call until the node was no longer updating.
     """
 
-    num_changed: int
+    num_bounded: int
+    num_exempt: int
     num_before: int
-    num_after: int
+    num_wanted: int
     seconds: float
 
     @property
     def share(self) -> float:
-        """Rows changed, of the larger of the tables before and after."""
-        return self.num_changed / max(self.num_before, self.num_after, 1)
+        """What the rule bounds, of the larger of the tables before and wanted."""
+        return self.num_bounded / self._size
+
+    @property
+    def exempt_share(self) -> float:
+        """What it does not bound, of the same."""
+        return self.num_exempt / self._size
+
+    @property
+    def _size(self) -> int:
+        return max(self.num_before, self.num_wanted, 1)
 
 
 @dataclass
@@ -188,11 +200,14 @@ class Live:
         before, began = sum(self.stats(path).num_entries), time.monotonic()
         changes: Sequence[DomainChange] = self.admin.update_domains(self.base, path).changes
         self.until(lambda: self._is_settled(path))
+        seconds = time.monotonic() - began
+        exempt = sum(change.num_exempt for change in changes)
         return Updated(
-            sum(change.num_added + change.num_removed for change in changes),
+            sum(change.num_added + change.num_removed for change in changes) - exempt,
+            exempt,
             before,
-            sum(self.stats(path).num_entries),
-            time.monotonic() - began,
+            sum(change.num_wanted for change in changes),
+            seconds,
         )
 
     @contextmanager

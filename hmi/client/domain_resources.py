@@ -216,6 +216,10 @@ class DomainChange:
     """N-grams counted more than once that too few tenants sent for a shared table."""
     num_over_budget: int
     """Rows wanted that its byte budget does not pay for."""
+    num_exempt: int
+    """Of those added: rows that a corpus given by an admin holds, which no bound concerns."""
+    num_wanted: int
+    """Rows it should have in the end, within its budget."""
 
     @classmethod
     def from_pb(cls, message: domain_pb2.DomainChange) -> DomainChange:
@@ -231,6 +235,8 @@ class DomainChange:
             message.coverage_after,
             message.num_withheld,
             message.num_over_budget,
+            message.num_exempt,
+            message.num_wanted,
         )
 
 

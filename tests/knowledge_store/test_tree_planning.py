@@ -218,6 +218,20 @@ def test_what_may_not_enter_and_what_is_not_paid_for_is_counted() -> None:
     assert (change.order, change.num_entries) == (3, 20)
     assert change.num_over_budget == 10
     assert change.num_withheld == 4  # what came once could not enter whoever sent it
+    assert (change.num_exempt, change.num_wanted) == (20, 20)
+
+
+def test_what_a_corpus_holds_is_counted_apart_from_what_is_bounded() -> None:
+    rows = np.sort([key(1, 1, n + 1) for n in range(100)])
+    corpus = {key(2, 2, n + 1): 5.0 for n in range(30)}
+    new = {key(3, 3, n + 1): 9.0 for n in range(50)}
+    sent = [source(tenant, new) for tenant in "abc"]
+    plan = one_node(rows, [source("", corpus), *sent], max_rows=1_000)
+    [change] = plan.changes
+    assert change.num_exempt == 30
+    assert change.num_wanted == 80
+    bounded = change.num_added - change.num_exempt + change.num_removed
+    assert 0 < bounded <= 0.05 * max(100, change.num_wanted)
 
 
 def test_a_row_that_moved_up_leaves_the_children_in_the_same_update() -> None:

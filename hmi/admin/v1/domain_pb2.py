@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hmi.admin.v1 import resources_pb2 as hmi_dot_admin_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19hmi/admin/v1/domain.proto\x12\x0chmi.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1chmi/admin/v1/resources.proto\"\xf4\x01\n\x0c\x44omainChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05order\x18\x02 \x01(\r\x12\x11\n\tnum_added\x18\x03 \x01(\x04\x12\x14\n\x0cnum_promoted\x18\x04 \x01(\x04\x12\x13\n\x0bnum_removed\x18\x05 \x01(\x04\x12\x14\n\x0cnum_deferred\x18\x06 \x01(\x04\x12\x13\n\x0bnum_entries\x18\x07 \x01(\x04\x12\x17\n\x0f\x63overage_before\x18\x08 \x01(\x01\x12\x16\n\x0e\x63overage_after\x18\t \x01(\x01\x12\x14\n\x0cnum_withheld\x18\n \x01(\x04\x12\x17\n\x0fnum_over_budget\x18\x0b \x01(\x04\"q\n\x07Lookups\x12\x12\n\nnum_tokens\x18\x01 \x01(\x04\x12\x13\n\x0bnum_trigram\x18\x02 \x01(\x04\x12\x12\n\nnum_bigram\x18\x03 \x01(\x04\x12\x13\n\x0bnum_unigram\x18\x04 \x01(\x04\x12\x14\n\x0cnum_computed\x18\x05 \x01(\x04\"\xd3\x02\n\x0b\x44omainStats\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\x12\x13\n\x0bnum_entries\x18\x02 \x03(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x12\n\nflat_bytes\x18\x04 \x01(\x04\x12\x19\n\x0cnum_versions\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rversion_bytes\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0e\x63ounted_tokens\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12&\n\x07lookups\x18\x08 \x01(\x0b\x32\x15.hmi.admin.v1.Lookups\x12/\n\x0b\x63ommit_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0f\n\r_num_versionsB\x10\n\x0e_version_bytesB\x11\n\x0f_counted_tokens\"\xd5\x01\n\x12\x43reateDomainHeader\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\x12\x15\n\rcounts_sha256\x18\x02 \x01(\t\x12\x14\n\x0c\x63ounts_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x65ncoder_sha256\x18\x04 \x01(\t\x12\x15\n\rencoder_bytes\x18\x05 \x01(\x04\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rcounts_offset\x18\x07 \x01(\x04\x12\x12\n\nis_dry_run\x18\x08 \x01(\x08\"b\n\x13\x43reateDomainRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .hmi.admin.v1.CreateDomainHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"<\n\x14\x43reateDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\".\n\x10GetDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"9\n\x11GetDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"\"\n\x12ListDomainsRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\"?\n\x13ListDomainsResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.hmi.admin.v1.DomainStats\"\x94\x02\n\x10SetDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x32\n\x0bmiss_policy\x18\x03 \x01(\x0e\x32\x18.hmi.admin.v1.MissPolicyH\x00\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0b\x62yte_budget\x18\x05 \x01(\x04H\x02\x88\x01\x01\x12\x1d\n\x10half_life_tokens\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\tis_frozen\x18\x07 \x01(\x08H\x04\x88\x01\x01\x42\x0e\n\x0c_miss_policyB\x08\n\x06_alphaB\x0e\n\x0c_byte_budgetB\x13\n\x11_half_life_tokensB\x0c\n\n_is_frozen\"9\n\x11SetDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"1\n\x13\x44\x65leteDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteDomainResponse\"F\n\x14UpdateDomainsRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x12\n\nis_dry_run\x18\x03 \x01(\x08\"W\n\x15UpdateDomainsResponse\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12+\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1a.hmi.admin.v1.DomainChange\"3\n\x15RollBackDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\">\n\x16RollBackDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain2\xe6\x04\n\rDomainService\x12W\n\x0c\x43reateDomain\x12!.hmi.admin.v1.CreateDomainRequest\x1a\".hmi.admin.v1.CreateDomainResponse(\x01\x12L\n\tGetDomain\x12\x1e.hmi.admin.v1.GetDomainRequest\x1a\x1f.hmi.admin.v1.GetDomainResponse\x12R\n\x0bListDomains\x12 .hmi.admin.v1.ListDomainsRequest\x1a!.hmi.admin.v1.ListDomainsResponse\x12L\n\tSetDomain\x12\x1e.hmi.admin.v1.SetDomainRequest\x1a\x1f.hmi.admin.v1.SetDomainResponse\x12U\n\x0c\x44\x65leteDomain\x12!.hmi.admin.v1.DeleteDomainRequest\x1a\".hmi.admin.v1.DeleteDomainResponse\x12X\n\rUpdateDomains\x12\".hmi.admin.v1.UpdateDomainsRequest\x1a#.hmi.admin.v1.UpdateDomainsResponse\x12[\n\x0eRollBackDomain\x12#.hmi.admin.v1.RollBackDomainRequest\x1a$.hmi.admin.v1.RollBackDomainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19hmi/admin/v1/domain.proto\x12\x0chmi.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1chmi/admin/v1/resources.proto\"\x9c\x02\n\x0c\x44omainChange\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05order\x18\x02 \x01(\r\x12\x11\n\tnum_added\x18\x03 \x01(\x04\x12\x14\n\x0cnum_promoted\x18\x04 \x01(\x04\x12\x13\n\x0bnum_removed\x18\x05 \x01(\x04\x12\x14\n\x0cnum_deferred\x18\x06 \x01(\x04\x12\x13\n\x0bnum_entries\x18\x07 \x01(\x04\x12\x17\n\x0f\x63overage_before\x18\x08 \x01(\x01\x12\x16\n\x0e\x63overage_after\x18\t \x01(\x01\x12\x14\n\x0cnum_withheld\x18\n \x01(\x04\x12\x17\n\x0fnum_over_budget\x18\x0b \x01(\x04\x12\x12\n\nnum_exempt\x18\x0c \x01(\x04\x12\x12\n\nnum_wanted\x18\r \x01(\x04\"q\n\x07Lookups\x12\x12\n\nnum_tokens\x18\x01 \x01(\x04\x12\x13\n\x0bnum_trigram\x18\x02 \x01(\x04\x12\x12\n\nnum_bigram\x18\x03 \x01(\x04\x12\x13\n\x0bnum_unigram\x18\x04 \x01(\x04\x12\x14\n\x0cnum_computed\x18\x05 \x01(\x04\"\xd3\x02\n\x0b\x44omainStats\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\x12\x13\n\x0bnum_entries\x18\x02 \x03(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x12\n\nflat_bytes\x18\x04 \x01(\x04\x12\x19\n\x0cnum_versions\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rversion_bytes\x18\x06 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0e\x63ounted_tokens\x18\x07 \x01(\x01H\x02\x88\x01\x01\x12&\n\x07lookups\x18\x08 \x01(\x0b\x32\x15.hmi.admin.v1.Lookups\x12/\n\x0b\x63ommit_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0f\n\r_num_versionsB\x10\n\x0e_version_bytesB\x11\n\x0f_counted_tokens\"\xd5\x01\n\x12\x43reateDomainHeader\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\x12\x15\n\rcounts_sha256\x18\x02 \x01(\t\x12\x14\n\x0c\x63ounts_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x65ncoder_sha256\x18\x04 \x01(\t\x12\x15\n\rencoder_bytes\x18\x05 \x01(\x04\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rcounts_offset\x18\x07 \x01(\x04\x12\x12\n\nis_dry_run\x18\x08 \x01(\x08\"b\n\x13\x43reateDomainRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .hmi.admin.v1.CreateDomainHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"<\n\x14\x43reateDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\".\n\x10GetDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"9\n\x11GetDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"\"\n\x12ListDomainsRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\"?\n\x13ListDomainsResponse\x12(\n\x05nodes\x18\x01 \x03(\x0b\x32\x19.hmi.admin.v1.DomainStats\"\x94\x02\n\x10SetDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x32\n\x0bmiss_policy\x18\x03 \x01(\x0e\x32\x18.hmi.admin.v1.MissPolicyH\x00\x88\x01\x01\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x0b\x62yte_budget\x18\x05 \x01(\x04H\x02\x88\x01\x01\x12\x1d\n\x10half_life_tokens\x18\x06 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\tis_frozen\x18\x07 \x01(\x08H\x04\x88\x01\x01\x42\x0e\n\x0c_miss_policyB\x08\n\x06_alphaB\x0e\n\x0c_byte_budgetB\x13\n\x11_half_life_tokensB\x0c\n\n_is_frozen\"9\n\x11SetDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain\"1\n\x13\x44\x65leteDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteDomainResponse\"F\n\x14UpdateDomainsRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x12\n\nis_dry_run\x18\x03 \x01(\x08\"W\n\x15UpdateDomainsResponse\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12+\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1a.hmi.admin.v1.DomainChange\"3\n\x15RollBackDomainRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\">\n\x16RollBackDomainResponse\x12$\n\x06\x64omain\x18\x01 \x01(\x0b\x32\x14.hmi.admin.v1.Domain2\xe6\x04\n\rDomainService\x12W\n\x0c\x43reateDomain\x12!.hmi.admin.v1.CreateDomainRequest\x1a\".hmi.admin.v1.CreateDomainResponse(\x01\x12L\n\tGetDomain\x12\x1e.hmi.admin.v1.GetDomainRequest\x1a\x1f.hmi.admin.v1.GetDomainResponse\x12R\n\x0bListDomains\x12 .hmi.admin.v1.ListDomainsRequest\x1a!.hmi.admin.v1.ListDomainsResponse\x12L\n\tSetDomain\x12\x1e.hmi.admin.v1.SetDomainRequest\x1a\x1f.hmi.admin.v1.SetDomainResponse\x12U\n\x0c\x44\x65leteDomain\x12!.hmi.admin.v1.DeleteDomainRequest\x1a\".hmi.admin.v1.DeleteDomainResponse\x12X\n\rUpdateDomains\x12\".hmi.admin.v1.UpdateDomainsRequest\x1a#.hmi.admin.v1.UpdateDomainsResponse\x12[\n\x0eRollBackDomain\x12#.hmi.admin.v1.RollBackDomainRequest\x1a$.hmi.admin.v1.RollBackDomainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,41 +34,41 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hmi.admin.v1.domain_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DOMAINCHANGE']._serialized_start=107
-  _globals['_DOMAINCHANGE']._serialized_end=351
-  _globals['_LOOKUPS']._serialized_start=353
-  _globals['_LOOKUPS']._serialized_end=466
-  _globals['_DOMAINSTATS']._serialized_start=469
-  _globals['_DOMAINSTATS']._serialized_end=808
-  _globals['_CREATEDOMAINHEADER']._serialized_start=811
-  _globals['_CREATEDOMAINHEADER']._serialized_end=1024
-  _globals['_CREATEDOMAINREQUEST']._serialized_start=1026
-  _globals['_CREATEDOMAINREQUEST']._serialized_end=1124
-  _globals['_CREATEDOMAINRESPONSE']._serialized_start=1126
-  _globals['_CREATEDOMAINRESPONSE']._serialized_end=1186
-  _globals['_GETDOMAINREQUEST']._serialized_start=1188
-  _globals['_GETDOMAINREQUEST']._serialized_end=1234
-  _globals['_GETDOMAINRESPONSE']._serialized_start=1236
-  _globals['_GETDOMAINRESPONSE']._serialized_end=1293
-  _globals['_LISTDOMAINSREQUEST']._serialized_start=1295
-  _globals['_LISTDOMAINSREQUEST']._serialized_end=1329
-  _globals['_LISTDOMAINSRESPONSE']._serialized_start=1331
-  _globals['_LISTDOMAINSRESPONSE']._serialized_end=1394
-  _globals['_SETDOMAINREQUEST']._serialized_start=1397
-  _globals['_SETDOMAINREQUEST']._serialized_end=1673
-  _globals['_SETDOMAINRESPONSE']._serialized_start=1675
-  _globals['_SETDOMAINRESPONSE']._serialized_end=1732
-  _globals['_DELETEDOMAINREQUEST']._serialized_start=1734
-  _globals['_DELETEDOMAINREQUEST']._serialized_end=1783
-  _globals['_DELETEDOMAINRESPONSE']._serialized_start=1785
-  _globals['_DELETEDOMAINRESPONSE']._serialized_end=1807
-  _globals['_UPDATEDOMAINSREQUEST']._serialized_start=1809
-  _globals['_UPDATEDOMAINSREQUEST']._serialized_end=1879
-  _globals['_UPDATEDOMAINSRESPONSE']._serialized_start=1881
-  _globals['_UPDATEDOMAINSRESPONSE']._serialized_end=1968
-  _globals['_ROLLBACKDOMAINREQUEST']._serialized_start=1970
-  _globals['_ROLLBACKDOMAINREQUEST']._serialized_end=2021
-  _globals['_ROLLBACKDOMAINRESPONSE']._serialized_start=2023
-  _globals['_ROLLBACKDOMAINRESPONSE']._serialized_end=2085
-  _globals['_DOMAINSERVICE']._serialized_start=2088
-  _globals['_DOMAINSERVICE']._serialized_end=2702
+  _globals['_DOMAINCHANGE']._serialized_end=391
+  _globals['_LOOKUPS']._serialized_start=393
+  _globals['_LOOKUPS']._serialized_end=506
+  _globals['_DOMAINSTATS']._serialized_start=509
+  _globals['_DOMAINSTATS']._serialized_end=848
+  _globals['_CREATEDOMAINHEADER']._serialized_start=851
+  _globals['_CREATEDOMAINHEADER']._serialized_end=1064
+  _globals['_CREATEDOMAINREQUEST']._serialized_start=1066
+  _globals['_CREATEDOMAINREQUEST']._serialized_end=1164
+  _globals['_CREATEDOMAINRESPONSE']._serialized_start=1166
+  _globals['_CREATEDOMAINRESPONSE']._serialized_end=1226
+  _globals['_GETDOMAINREQUEST']._serialized_start=1228
+  _globals['_GETDOMAINREQUEST']._serialized_end=1274
+  _globals['_GETDOMAINRESPONSE']._serialized_start=1276
+  _globals['_GETDOMAINRESPONSE']._serialized_end=1333
+  _globals['_LISTDOMAINSREQUEST']._serialized_start=1335
+  _globals['_LISTDOMAINSREQUEST']._serialized_end=1369
+  _globals['_LISTDOMAINSRESPONSE']._serialized_start=1371
+  _globals['_LISTDOMAINSRESPONSE']._serialized_end=1434
+  _globals['_SETDOMAINREQUEST']._serialized_start=1437
+  _globals['_SETDOMAINREQUEST']._serialized_end=1713
+  _globals['_SETDOMAINRESPONSE']._serialized_start=1715
+  _globals['_SETDOMAINRESPONSE']._serialized_end=1772
+  _globals['_DELETEDOMAINREQUEST']._serialized_start=1774
+  _globals['_DELETEDOMAINREQUEST']._serialized_end=1823
+  _globals['_DELETEDOMAINRESPONSE']._serialized_start=1825
+  _globals['_DELETEDOMAINRESPONSE']._serialized_end=1847
+  _globals['_UPDATEDOMAINSREQUEST']._serialized_start=1849
+  _globals['_UPDATEDOMAINSREQUEST']._serialized_end=1919
+  _globals['_UPDATEDOMAINSRESPONSE']._serialized_start=1921
+  _globals['_UPDATEDOMAINSRESPONSE']._serialized_end=2008
+  _globals['_ROLLBACKDOMAINREQUEST']._serialized_start=2010
+  _globals['_ROLLBACKDOMAINREQUEST']._serialized_end=2061
+  _globals['_ROLLBACKDOMAINRESPONSE']._serialized_start=2063
+  _globals['_ROLLBACKDOMAINRESPONSE']._serialized_end=2125
+  _globals['_DOMAINSERVICE']._serialized_start=2128
+  _globals['_DOMAINSERVICE']._serialized_end=2742
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,8 @@ class DomainChange(google.protobuf.message.Message):
     COVERAGE_AFTER_FIELD_NUMBER: builtins.int
     NUM_WITHHELD_FIELD_NUMBER: builtins.int
     NUM_OVER_BUDGET_FIELD_NUMBER: builtins.int
+    NUM_EXEMPT_FIELD_NUMBER: builtins.int
+    NUM_WANTED_FIELD_NUMBER: builtins.int
     path: builtins.str
     """The node's path."""
     order: builtins.int
@@ -59,6 +61,10 @@ class DomainChange(google.protobuf.message.Message):
     """N-grams counted more than once that may not enter yet, as fewer tenants than sharing asks for sent them."""
     num_over_budget: builtins.int
     """Rows wanted that the node's budget does not pay for."""
+    num_exempt: builtins.int
+    """Of those that come in: rows that a corpus given by an admin holds. The bound on changes does not concern them."""
+    num_wanted: builtins.int
+    """Rows that the node should have in the end, within its budget."""
     def __init__(
         self,
         *,
@@ -73,8 +79,10 @@ class DomainChange(google.protobuf.message.Message):
         coverage_after: builtins.float = ...,
         num_withheld: builtins.int = ...,
         num_over_budget: builtins.int = ...,
+        num_exempt: builtins.int = ...,
+        num_wanted: builtins.int = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["coverage_after", b"coverage_after", "coverage_before", b"coverage_before", "num_added", b"num_added", "num_deferred", b"num_deferred", "num_entries", b"num_entries", "num_over_budget", b"num_over_budget", "num_promoted", b"num_promoted", "num_removed", b"num_removed", "num_withheld", b"num_withheld", "order", b"order", "path", b"path"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["coverage_after", b"coverage_after", "coverage_before", b"coverage_before", "num_added", b"num_added", "num_deferred", b"num_deferred", "num_entries", b"num_entries", "num_exempt", b"num_exempt", "num_over_budget", b"num_over_budget", "num_promoted", b"num_promoted", "num_removed", b"num_removed", "num_wanted", b"num_wanted", "num_withheld", b"num_withheld", "order", b"order", "path", b"path"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___DomainChange: typing_extensions.TypeAlias = DomainChange

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,6 +71,8 @@ class OrderChange:
     coverage_after: float
     num_withheld: int
     num_over_budget: int
+    num_exempt: int
+    num_wanted: int
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,16 @@ def _plan_node(
 ) -> NodePlan:
     """One node's plan, given its ancestors (nearest first) and the rows they are to have."""
     target = _Target(node, own, rules, [(ancestor.encoder, rows) for ancestor, rows in above])
-    after, deferred, unpaid = target.rows(wanted)
+    outcome = target.rows(wanted)
+    after = outcome.after
     before_path = [node.rows, *(ancestor.rows for ancestor, _ in above)]
     after_path = [after, *(rows for _, rows in above)]
     added, removed = without(after, node.rows), without(node.rows, after)
     moves = _Moves(
         added=added, promoted=added[contains(risen, added)], removed=removed,
-        deferred=deferred, entries=after, withheld=own.keys[own.is_repeated & ~own.may_enter],
-        over_budget=unpaid,
+        deferred=outcome.deferred, entries=after, over_budget=outcome.unpaid,
+        withheld=own.keys[own.is_repeated & ~own.may_enter],
+        exempt=added[target.is_exempt(added)], wanted=outcome.wanted,
     )  # fmt: skip
     changes = _changes(node.path, moves, _coverage(own, before_path), _coverage(own, after_path))
     return NodePlan(node.path, after, added, removed, changes)
@@ -171,6 +176,16 @@ def _wants_of(node: Node, own: NodeCounts, shared: IntArray) -> tuple[IntArray, 
     return union(node.kept, risen, *covered), risen
 
 
+class _Outcome(NamedTuple):
+    """Keys after an update, those whose change has to wait, those wanted that the budget does not
+    pay for, and those that the node should have in the end."""
+
+    after: IntArray
+    deferred: IntArray
+    unpaid: IntArray
+    wanted: IntArray
+
+
 @dataclass(frozen=True)
 class _Target:
     """Where one node's rows go, given its ancestors' (nearest first: encoder and rows)."""
@@ -180,27 +195,26 @@ class _Target:
     rules: ChangeRules
     above: list[tuple[str, IntArray]]
 
-    def rows(self, wanted: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """The rows after this update, the keys whose change has to wait, and those wanted that the
-        budget does not pay for.
-        """
+    def rows(self, wanted: IntArray) -> _Outcome:
+        """What one update makes of the node, given what it wants whatever it costs."""
         node = self.node
         missing = wanted[~self._is_held(wanted)]
         target = self._affordable(missing)
         unpaid = without(missing, target)
         if not node.is_bounded:
-            return target, NONE, unpaid
+            return _Outcome(target, NONE, unpaid, target)
         added, gone = without(target, node.rows), without(node.rows, target)
         # What an ancestor answers with the same bits changes nothing when it goes.
         is_idle = self._is_held(gone)
         idle, removed = gone[is_idle], gone[~is_idle]
         comes, goes = bounded(
-            added, self._weights(added), self._is_exempt(added), removed, self._weights(removed),
+            added, self._weights(added), self.is_exempt(added), removed, self._weights(removed),
             num_rows=len(node.rows), num_wanted=len(target),
             room=node.max_rows - len(node.rows) + len(idle), max_changed=self.rules.max_changed,
         )  # fmt: skip
         left = without(without(node.rows, idle), removed[goes])
-        return union(left, added[comes]), union(added[~comes], removed[~goes]), unpaid
+        deferred = union(added[~comes], removed[~goes])
+        return _Outcome(union(left, added[comes]), deferred, unpaid, target)
 
     def _is_held(self, keys: IntArray) -> BoolArray:
         """Which keys the nearest ancestor that has them encodes as this node would."""
@@ -226,7 +240,7 @@ class _Target:
     def _weights(self, keys: IntArray) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return values_of(self.counts.keys, self.counts.weights, keys)
 
-    def _is_exempt(self, keys: IntArray) -> BoolArray:
+    def is_exempt(self, keys: IntArray) -> BoolArray:
         return values_of(self.counts.keys, self.counts.is_exempt, keys, default=False)
 
 
@@ -253,6 +267,8 @@ class _Moves:
     entries: IntArray
     withheld: IntArray
     over_budget: IntArray
+    exempt: IntArray
+    wanted: IntArray
 
 
 def _changes(
