@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -188,6 +189,19 @@ async def test_a_caller_that_never_ends_is_not_waited_for(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "MAX_BYTES", 1 << 60)
     async with asyncio.timeout(1):
         await drain(_forever(read))
+
+
+async def test_while_the_server_stands_still_the_caller_is_not_quiet() -> None:
+    read: list[int] = []
+
+    async def late() -> AsyncIterator[knowledge_pb2.WriteBlobRequest]:
+        asyncio.get_running_loop().call_soon(time.sleep, 3 * module.QUIET_S)
+        await asyncio.sleep(2 * module.QUIET_S)  # it comes in the meantime
+        read.append(1)
+        yield knowledge_pb2.WriteBlobRequest()
+
+    await drain(late())
+    assert read == [1]
 
 
 async def test_a_caller_that_pauses_is_answered_soon(monkeypatch: pytest.MonkeyPatch) -> None:
