@@ -33,8 +33,11 @@ _PARTS = {
     "served",
     "starting",
 }
-# Run by name only: it prepares what a benchmark measures.
-_STEPS = {"accuracy-controls": "accuracy.controls"}
+# Run by name only: what prepares a benchmark, and what looks into one.
+_STEPS = {
+    "accuracy-controls": "accuracy.controls",
+    "accuracy-merging": "accuracy.merging",
+}
 # Run by name only: make targets of their own fetch their texts first.
 _OF_TEXTS = {"accuracy", "trees", "drift", "plot"}
 

@@ -22,7 +22,7 @@ def domain_rows(task: Task, fold: int, alpha: float) -> IntArray:
 
     An admin's corpus, so that the sharing rules exempt it, and a budget that pays for everything.
     """
-    rows = _others(task, fold)
+    rows = others(task, fold)
     counter = NgramCounter()
     counter.add(np.concatenate(rows), [len(row) for row in rows])
     counted = counter.counts("")
@@ -35,7 +35,7 @@ def domain_rows(task: Task, fold: int, alpha: float) -> IntArray:
 def repeated(task: Task, fold: int) -> IntArray:
     """Keys that two texts or more of the other folds hold: what a table has of a text that is
     learnt from, were it not counted itself."""
-    own = [np.unique(ngrams.candidates(ngrams.keys_of(r, [len(r)]))) for r in _others(task, fold)]
+    own = [np.unique(ngrams.candidates(ngrams.keys_of(r, [len(r)]))) for r in others(task, fold)]
     keys, num_texts = np.unique(np.concatenate(own), return_counts=True)
     return np.asarray(keys[num_texts > 1])
 
@@ -49,5 +49,6 @@ def hit_shares(task: Task, views: list[IntArray]) -> dict[int, float]:
     return {order: float((orders == order).mean()) for order in range(1, MAX_ORDER + 1)}
 
 
-def _others(task: Task, fold: int) -> list[IntArray]:
+def others(task: Task, fold: int) -> list[IntArray]:
+    """The texts that are not held out."""
     return [row for row, other in zip(task.rows, task.fold_of, strict=True) if other != fold]
