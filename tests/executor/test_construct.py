@@ -211,6 +211,17 @@ def test_a_corpus_that_is_no_text_is_refused(
     assert refusal.value.field == "corpus"
 
 
+@pytest.mark.parametrize("num_words", [1, 10])
+def test_a_corpus_of_less_than_two_pieces_is_refused(
+    options: DistillOptions, tmp_path: Path, num_words: int
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(" ".join(tiny.WORDS[:1] * num_words))
+    with pytest.raises(InvalidArgument) as refusal:
+        run(replace(options, corpus=(corpus,), out=tmp_path / "out"))
+    assert refusal.value.field == "corpus"
+
+
 @pytest.mark.parametrize("split", [0, tiny.LAYERS, -1])
 def test_a_split_outside_the_base_is_refused(options: DistillOptions, split: int) -> None:
     with pytest.raises(InvalidArgument) as refusal:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from services.common.errors import InvalidArgument
 from services.executor.construct import texts
 from services.executor.construct.texts import Tokens, tokenize
 from tests.gateway.conftest import tokenizer_json
@@ -60,3 +61,15 @@ def test_every_line_is_a_text_between_special_tokens(max_tokens: int) -> None:
         assert len(lengths) == 1 or len(ids) - 2 * len(lengths) <= max_tokens
         seen += [row.tolist() for row in np.split(ids, np.cumsum(lengths)[:-1])]
     assert seen == [[101, *range(start, end), 102] for start, end in itertools.pairwise(lines)]
+
+
+@pytest.mark.parametrize("content", [b"the cat\n\xff", b"\n\n"])
+def test_what_cannot_be_read_leaves_no_file(
+    tmp_path: Path, tokenizer: Tokenizer, content: bytes
+) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_bytes(content)
+    with pytest.raises(InvalidArgument) as refusal:
+        tokenize([path], tokenizer, tmp_path / "tokens")
+    assert refusal.value.field == "corpus"
+    assert list((tmp_path / "tokens").iterdir()) == []

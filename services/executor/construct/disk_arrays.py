@@ -40,7 +40,11 @@ class DiskArray(Generic[Number]):
         self._file.write(np.ascontiguousarray(numbers, self._dtype).data)
 
     def finish(self) -> NDArray[Number]:
-        """All of it, memory-mapped; it may be changed in place, but grows no more."""
+        """All of it, memory-mapped; it may be changed in place, but grows no more.
+
+        Raises:
+            OSError: The disk is full.
+        """
         with self._file as file:
             file.flush()
             if not file.tell():  # nothing cannot be mapped

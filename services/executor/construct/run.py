@@ -52,6 +52,7 @@ class DistillOptions:
         split: Layers below this one become local: 1 to the base's number of layers.
         corpus: UTF-8 files, one paragraph a line, an empty line between documents.
         out: Directory for the results; a run that broke off there goes on.
+        schedule: How long and how fast.
         form: What a table's value holds.
         max_root_entries: Bigrams and trigrams in the root's key list.
         parent: A local encoder to adapt to the corpus (stage 2); None learns from the base.
@@ -87,6 +88,8 @@ def run(options: DistillOptions, watcher: Watcher = _QUIET) -> dict[str, Any]:
     tokens = _read(options, tokenizer, watcher)
     schedule = options.schedule
     pieces = Pieces.cut(tokens, base.config.max_tokens - 2, schedule.seed)
+    if len(pieces) < 2:
+        raise InvalidArgument("corpus", "is too short: there must be text to learn and to judge by")
     learnt, held_out = pieces.split(min(_HELD_OUT, len(pieces) // 5 + 1), schedule.seed)
     student, special = _student(options, base), _special_tokens(tokenizer)
     outcome = distill(
@@ -146,10 +149,12 @@ def root_keys(
 
 
 def _subject(options: DistillOptions) -> str:
-    parent = options.parent and hashlib.sha256(options.parent.read_bytes()).hexdigest()
-    start_from = f"encoder {parent}" if parent else "the base"
+    """What is learnt from what, for a checkpoint to be told by."""
+    begun_as = "the base"
+    if options.parent is not None:
+        begun_as = f"encoder {hashlib.sha256(options.parent.read_bytes()).hexdigest()}"
     digest = unsplit_digest(options.base_dir)
-    return f"{options.form.value} below {options.split} of {digest}, begun as {start_from}"
+    return f"{options.form.value} below {options.split} of {digest}, begun as {begun_as}"
 
 
 def _student(options: DistillOptions, base: Encoder) -> Student:

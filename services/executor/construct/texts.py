@@ -86,7 +86,14 @@ def tokenize(
     name = _digest(files, tokenizer)
     paths = [directory / f"{name}.{what}" for what in ("tokens", "documents", "lines")]
     if not all(path.is_file() for path in paths):
-        _write(files, tokenizer, paths, on_bytes)
+        parts = [path.with_suffix(f"{path.suffix}.part") for path in paths]
+        try:
+            _write(files, tokenizer, parts, on_bytes)
+            for part, path in zip(parts, paths, strict=True):
+                part.rename(path)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
     ids, documents, lines = (
         np.asarray(np.memmap(path, dtype, mode="r"))
         for path, dtype in zip(paths, (np.uint32, np.int64, np.int64), strict=True)
@@ -100,15 +107,14 @@ def _write(
     paths: Sequence[Path],
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Write the tokens, and where documents and lines begin, each with the end.
+    """Write three files: the tokens, and where documents and lines begin, each with the end.
 
     Raises:
         InvalidArgument: A file is not UTF-8, or there is no text in any (field `corpus`).
     """
-    parts = [path.with_suffix(f"{path.suffix}.part") for path in paths]
     written = document = 0
     with ExitStack() as exits:
-        tokens, documents, lines = (exits.enter_context(part.open("wb")) for part in parts)
+        tokens, documents, lines = (exits.enter_context(path.open("wb")) for path in paths)
         documents.write(_bytes([0]))
         lines.write(_bytes([0]))
         for file in files:
@@ -123,11 +129,7 @@ def _write(
                     documents.write(_bytes([written]))
                     document = written
     if not written:
-        for part in parts:
-            part.unlink()
         raise InvalidArgument("corpus", "there is no text in the files")
-    for part, path in zip(parts, paths, strict=True):
-        part.rename(path)
 
 
 def _bytes(places: list[int]) -> bytes:
@@ -157,7 +159,7 @@ def _paragraphs(file: Path) -> Iterator[tuple[list[str], int, bool]]:
 
 
 def _digest(files: Sequence[Path], tokenizer: Tokenizer) -> str:
-    """Names the files' content and the tokenizer; large files are told by size and time."""
+    """Names the files, told by place, size and time as they may be large, and the tokenizer."""
     facts = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     text = json.dumps([facts, hashlib.sha256(tokenizer.to_str().encode()).hexdigest()])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
