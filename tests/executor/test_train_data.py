@@ -94,6 +94,7 @@ CSV_MISTAKES = [
     (b"text,label\na,x|\n", "d.csv:2: label"),
     (b"text,label\na,x|x\n", "d.csv:2: label"),
     (b"text,label\na,[x\n", "d.csv:2: label"),
+    (b"text,label\na," + b"[" * 100_000, "d.csv:2: label"),
     (b"text,text_pair,label\na,,x\n", "d.csv:2: text_pair"),
     (b"text,value\na,one\n", "d.csv:2: value"),
     (b"text,value\na,nan\n", "d.csv:2: value"),
@@ -126,6 +127,7 @@ JSON_MISTAKES = [
     ([{"text": "a", "label": True}], "data.jsonl:1: label"),
     ([{"text": "a", "label": 1.5}], "data.jsonl:1: label"),
     ([{"text": "a", "label": [["x"]]}], "data.jsonl:1: label"),
+    ([{"text": "a", "label": "\ud800"}], "data.jsonl:1: label"),
     ([{"text": "a", "value": True}], "data.jsonl:1: value"),
     ([{"text": "a", "value": 10**400}], "data.jsonl:1: value"),
     ([{"text": "a", "spans": {}}], "data.jsonl:1: spans"),
@@ -154,6 +156,7 @@ def test_a_malformed_json_line_is_refused_by_line_and_column(
 def test_what_is_not_json_not_a_known_suffix_or_not_there_is_refused(tmp_path: Path) -> None:
     paths = [
         write(tmp_path, "a.jsonl", '{"text": '),
+        write(tmp_path, "b.jsonl", '{"text": ' + "[" * 100_000),
         write(tmp_path, "a.txt", "a"),
         tmp_path / "b.csv",
     ]
@@ -162,7 +165,7 @@ def test_what_is_not_json_not_a_known_suffix_or_not_there_is_refused(tmp_path: P
         with pytest.raises(InvalidArgument) as caught:
             read_examples(path)
         fields.append(caught.value.field)
-    assert fields == ["a.jsonl:1", "a.txt", "b.csv"]
+    assert fields == ["a.jsonl:1", "b.jsonl:1", "a.txt", "b.csv"]
 
 
 def test_a_task_that_does_not_fit_the_columns_is_refused(tmp_path: Path) -> None:

@@ -119,6 +119,17 @@ def test_a_row_computed_before_is_the_same_row(base: Path) -> None:
         assert torch.equal(cache.rows(keys), local.rows(torch.from_numpy(keys)))
 
 
+def test_rows_stay_those_of_their_keys_as_more_come(base: Path) -> None:
+    local = load_local(
+        base / "centre" / FILE_NAME, load_base(base, dtype=torch.float32, device="cpu")
+    )
+    cache = RowCache(local)
+    rng = np.random.default_rng(0)
+    for length in (1, 40, 3, 200, 40):
+        keys = ngrams.keys_of(rng.integers(4, 30, length), [length])
+        assert torch.equal(cache.rows(keys), local.rows(torch.from_numpy(keys)))
+
+
 def answered_with(tables: Tables, text: list[int], *, is_learning: bool) -> list[list[int]]:
     """By token: ids of the n-gram that answers, without what is absent."""
     keys = ngrams.keys_of(text, [len(text)])

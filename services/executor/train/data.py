@@ -135,8 +135,7 @@ def _text(row: Row, column: str) -> str:
         row.refuse(column, "must be a string")
     if not text.strip():
         row.refuse(column, "is empty")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        row.refuse(column, "holds half of a surrogate pair, which is not Unicode text")
+    _check_unicode(row, column, text)
     return text
 
 
@@ -148,7 +147,14 @@ def _label(row: Row, column: str, cell: Any) -> str:
         row.refuse(column, "must be a string")
     if not cell.strip():
         row.refuse(column, "is empty")
+    _check_unicode(row, column, cell)
     return cell.strip()
+
+
+def _check_unicode(row: Row, column: str, text: str) -> None:
+    """JSON can escape what no UTF-8 holds."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        row.refuse(column, "holds half of a surrogate pair, which is not Unicode text")
 
 
 def _label_set(row: Row, column: str, cell: Any) -> tuple[str, ...]:
@@ -203,7 +209,7 @@ def _spans(row: Row, column: str, cell: Any, num_characters: int) -> tuple[Span,
 def _from_json(row: Row, column: str, cell: str) -> Any:
     try:
         return json.loads(cell)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         row.refuse(column, f"is not JSON: {error}")
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from services.common import ngrams
 from services.common.errors import InvalidArgument
+from services.common.sorted_keys import NONE, IntArray, without
 from services.executor.construct.local_file import load_local
 from services.executor.device import pick_dtype
 from services.executor.models.encoder import load_base
@@ -25,7 +25,7 @@ from services.executor.train.tables import Tables
 
 
 class RowCache:
-    """Rows of n-grams, each computed once.
+    """Rows of n-grams, each computed once and kept.
 
     Args:
         local: What computes them.
@@ -33,18 +33,30 @@ class RowCache:
 
     def __init__(self, local: LocalEncoder) -> None:
         self._local = local
-        self._keys: NDArray[np.int64] = np.empty(0, np.int64)
-        self._rows = local.rows(torch.empty(0, dtype=torch.int64))
+        self._keys = self._places = NONE  # ascending, and where in `_rows` the row of each is
+        self._rows = local.rows(torch.from_numpy(NONE))
 
-    def rows(self, keys: NDArray[np.int64]) -> Tensor:
+    def rows(self, keys: IntArray) -> Tensor:
         """float16 `[n, num_slots, hidden]` of packed n-grams `[n]`."""
-        missing = np.setdiff1d(keys, self._keys)
+        missing = without(np.unique(keys), self._keys)
         if len(missing):
-            every_key = np.concatenate([self._keys, missing])
-            order = np.argsort(every_key)
-            rows = torch.cat([self._rows, self._local.rows(torch.from_numpy(missing))])
-            self._keys, self._rows = every_key[order], rows[torch.from_numpy(order)]
-        return self._rows[torch.from_numpy(np.searchsorted(self._keys, keys))]
+            self._add(missing)
+        places = self._places[np.searchsorted(self._keys, keys)]
+        return self._rows[torch.from_numpy(places)]
+
+    @torch.inference_mode()  # as the rows are, whether it is while learning or judging
+    def _add(self, keys: IntArray) -> None:
+        begin, end = len(self._keys), len(self._keys) + len(keys)
+        if end > len(self._rows):
+            # Twice as many as are needed: a first epoch adds at every step.
+            longer = self._rows.new_empty(2 * end, *self._rows.shape[1:])
+            longer[:begin] = self._rows[:begin]
+            self._rows = longer
+        self._rows[begin:end] = self._local.rows(torch.from_numpy(keys))
+        every_key = np.concatenate([self._keys, keys])
+        order = np.argsort(every_key, kind="stable")
+        self._keys = every_key[order]
+        self._places = np.concatenate([self._places, np.arange(begin, end)])[order]
 
 
 class LookedUp(nn.Module):

@@ -101,7 +101,7 @@ def _json_rows(path: Path, content: str) -> Iterator[Row]:
         where = f"{path.name}:{number}"
         try:
             cells = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(where, f"is not JSON: {error}") from error
         if not isinstance(cells, dict):
             raise InvalidArgument(where, "must be a JSON object")

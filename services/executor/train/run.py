@@ -59,7 +59,7 @@ def train(options: TrainOptions, progress: Progress | None = None) -> TrainRepor
     )
     for text in notes:
         progress.note(text)
-    parts = [[encoded[item] for item in part] for part in (train_part, held_out)]
+    parts = [encoded[item] for item in train_part], [encoded[item] for item in held_out]
     trainee, fit = _fit(options, config, examples, parts, device, progress)
     trainee.save(options.out)
     return TrainReport(
@@ -83,7 +83,7 @@ def _fit(
     options: TrainOptions,
     config: BaseConfig,
     examples: Examples,
-    parts: list[list[Encoded]],
+    parts: tuple[list[Encoded], list[Encoded]],
     device: torch.device,
     progress: Progress,
 ) -> tuple[Trainee, Fit]:
@@ -102,6 +102,11 @@ def _fit(
 
 
 def _tables(options: TrainOptions, texts: list[list[int]]) -> Tables | None:
+    """What answers for n-grams; None where each has its own row, and on a base that is not split.
+
+    Args:
+        texts: Token ids of the texts that are learnt from.
+    """
     if options.local_encoder is None or options.policy is MissPolicy.COMPUTE:
         return None
     return Tables(root_keys(options.root_keys), texts)
