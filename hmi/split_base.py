@@ -59,7 +59,7 @@ class SplitBase:
                     f"filling the root table of base {self.name}, which takes a minute or more: "
                     "its models and domains wait until then"
                 )
-            is_told = True
+                is_told = True
             time.sleep(_POLL_S)
         if is_told:
             self.tell(f"base {self.name} is ready, after {time.monotonic() - began:.0f} s")

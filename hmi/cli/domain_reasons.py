@@ -13,6 +13,7 @@ from hmi.cli.domain_options import named
 from hmi.client import DomainChange, DomainStats, Tenant
 from services.common.ngram_counts import NgramCounts
 
+# The knowledge store's, which no RPC tells.
 _DEFAULT_MIN_TENANTS = 3
 _SHARES = "`hmi tenants set NAME --shares-counts`"
 

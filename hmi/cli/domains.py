@@ -80,6 +80,8 @@ def create(
         )
     files = corpus or []
     check_files(files)
+    if adapt and not files:
+        raise InvalidArgument("--adapt needs a --corpus", field="corpus")
     miss_policy, byte_budget = as_policy(policy), as_bytes(budget)
     with session.client() as client:
         of = _split_base(client, base)
@@ -87,8 +89,6 @@ def create(
         client.create_domain(of.name, path, dry_run=True)
         encoder = None
         if adapt:
-            if not files:
-                raise InvalidArgument("--adapt needs a --corpus", field="corpus")
             parent = client.get_domain(of.name, path.rpartition("/")[0])
             known = encoder_of(parent, base_dir, parent_encoder)
             encoder = adapted(
@@ -109,10 +109,10 @@ def create(
             )
         if not no_wait:
             domain = wait_for_table(session, client, domain, timeout)
-            [stats] = [one for one in client.list_domains(of.name) if one.domain.path == path]
+            [made] = [one for one in client.list_domains(of.name) if one.domain.path == path]
     _changed(session, domain)
     if not no_wait and not session.as_json:
-        note(about_rows(stats, counts))
+        note(about_rows(made, counts))
 
 
 @command(app, "tree")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -18,6 +19,8 @@ from hmi.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from services.executor.train import TrainOptions, TrainReport
+
+_Kind = TypeVar("_Kind", bound=StrEnum)
 
 _WRITTEN = ("adapter_config.json", "adapter_model.safetensors", "hmi.json")
 
@@ -84,15 +87,6 @@ def train(
             "split --base such as hminilm",
             field="domain",
         )
-    policies = [known.value for known in MissPolicy]
-    if policy not in policies:
-        raise InvalidArgument(f"--policy {policy} is none of {', '.join(policies)}", field="policy")
-    kinds = [kind.value for kind in Adapter]
-    tasks = [kind.value for kind in Task]
-    if adapter not in kinds:
-        raise InvalidArgument(f"--adapter {adapter} is none of {', '.join(kinds)}", field="adapter")
-    if task is not None and task not in tasks:
-        raise InvalidArgument(f"--task {task} is none of {', '.join(tasks)}", field="task")
     try:
         options = TrainOptions(
             data=data,
@@ -101,10 +95,10 @@ def train(
             out=out,
             local_encoder=local_encoder,
             root_keys=found.root_keys,
-            policy=MissPolicy(policy),
+            policy=_one_of(MissPolicy, policy, "policy"),
             domain=None if domain == ROOT else domain,
-            task=None if task is None else Task(task),
-            adapter=Adapter(adapter),
+            task=None if task is None else _one_of(Task, task, "task"),
+            adapter=_one_of(Adapter, adapter, "adapter"),
             rank=rank,
             alpha=alpha,
             epochs=epochs,
@@ -123,6 +117,18 @@ def train(
         print_json(report.to_json())
     else:
         _show(report, options)
+
+
+def _one_of(kinds: type[_Kind], value: str, option: str) -> _Kind:
+    """The kind that a value names.
+
+    Raises:
+        InvalidArgument: It names none.
+    """
+    known = [kind.value for kind in kinds]
+    if value not in known:
+        raise InvalidArgument(f"--{option} {value} is none of {', '.join(known)}", field=option)
+    return kinds(value)
 
 
 def _fit(options: TrainOptions, *, is_quiet: bool) -> TrainReport:

@@ -53,9 +53,7 @@ _INPUT = re.compile(r"inputs\[(\d+)\]\.(text|text_pair)")
 def on_a_command_line(error: HmiError) -> str:
     """The error's message, its field named as the one who typed the command knows it."""
     field = error.field
-    if field is None or not error.message.startswith(f"{field}: "):
-        return error.message
-    return (_word(field) or field) + error.message.removeprefix(field)
+    return error.message if field is None else _renamed(error.message, field, _word(field))
 
 
 def of_a_later_piece(error: InvalidArgument, num_before: int) -> InvalidArgument:
@@ -64,7 +62,7 @@ def of_a_later_piece(error: InvalidArgument, num_before: int) -> InvalidArgument
     if given is None or error.field is None:
         return error
     field = f"inputs[{int(given[1]) + num_before}]{error.field[given.end() :]}"
-    message = field + error.message.removeprefix(error.field)
+    message = _renamed(error.message, error.field, field)
     return InvalidArgument(message, field=field, reason=error.reason)
 
 
@@ -76,14 +74,20 @@ def of_a_local_run(error: ServiceError) -> HmiError:
     return InvalidArgument(error.message, field=field, reason=error.reason)
 
 
-def _word(field: str) -> str | None:
+def _renamed(message: str, field: str, name: str) -> str:
+    """The message with another name for the field, if it begins with the field."""
+    return name + message.removeprefix(field) if message.startswith(f"{field}: ") else message
+
+
+def _word(field: str) -> str:
+    """What a command line calls a field; the field itself where that is not known."""
     if (word := _WORDS.get(field)) is not None:
         return word
     if given := _INPUT.fullmatch(field):
         number = int(given[1]) + 1
         return f"text {number}" if given[2] == "text" else f"--pair {number}"
     for prefix in ("header.domain.", "domain."):
-        if (word := _OF_A_DOMAIN.get(field.removeprefix(prefix))) and field.startswith(prefix):
-            return word
+        if field.startswith(prefix):
+            return _OF_A_DOMAIN.get(field.removeprefix(prefix), field)
     name = field.removeprefix("tenant.quota.")
-    return f"--{name.replace('_', '-')}" if name in _OPTIONS else None
+    return f"--{name.replace('_', '-')}" if name in _OPTIONS else field

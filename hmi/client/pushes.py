@@ -44,6 +44,11 @@ class Push:
         return path.read_bytes() if path.is_file() else pack(path, self.options)
 
     def header(self, blob: bytes, sha256: str, offset: int) -> model_pb2.UploadHeader:
+        """What is sent ahead of the blob's bytes from `offset` on (blocking, as `blob`).
+
+        Args:
+            sha256: The blob's digest, in hex.
+        """
         return model_pb2.UploadHeader(
             model=self.model,
             base=self._stated(self.base, base_of) or DEFAULT_BASE,

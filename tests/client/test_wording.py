@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hmi.cli.wording import of_a_local_run, on_a_command_line
+from hmi.cli.wording import of_a_later_piece, of_a_local_run, on_a_command_line
 from hmi.errors import HmiError, InvalidArgument
 from services.common import errors as service_errors
 
@@ -52,3 +52,18 @@ def test_the_error_of_a_local_run_keeps_its_field() -> None:
     assert on_a_command_line(refused) == "--rank: must be at least 1"
     failed = of_a_local_run(service_errors.FailedPrecondition("no config.json", reason="NO_FILE"))
     assert (failed.message, failed.reason) == ("no config.json", "NO_FILE")
+
+
+@pytest.mark.parametrize(
+    ("field", "message", "expected"),
+    [
+        ("inputs[2].text", "inputs[2].text: is empty", ("inputs[12].text", "text 13: is empty")),
+        ("inputs[2].text", "is empty", ("inputs[12].text", "is empty")),
+        ("model", "model: is unknown", ("model", "model: is unknown")),
+    ],
+)
+def test_the_error_of_a_later_piece_counts_all_texts(
+    field: str, message: str, expected: tuple[str, str]
+) -> None:
+    error = of_a_later_piece(InvalidArgument(message, field=field), 10)
+    assert (error.field, on_a_command_line(error)) == expected

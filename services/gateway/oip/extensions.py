@@ -55,7 +55,7 @@ class Extensions(grpc.GenericRpcHandler):
         ) -> AsyncIterator[Empty]:
             await drain(requests)
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, message)
-            yield Empty()
+            yield Empty()  # never reached; it makes this the generator that a stream needs
 
         # Empty reads any message, all of whose fields it does not know.
         return grpc.stream_stream_rpc_method_handler(
