@@ -4,7 +4,7 @@ Knows the wire's status codes; does not know any RPC, and does not decide what i
 
     HmiError
     ├── the caller's to mend: InvalidArgument, Unauthenticated, PermissionDenied, NotFound,
-    AlreadyExists, │                         FailedPrecondition, Cancelled
+    │                         AlreadyExists, FailedPrecondition, Cancelled
     ├── worth another try later: ResourceExhausted, Unavailable
     └── gone wrong on the way: DeadlineExceeded, DataLoss, Internal
 """

@@ -31,6 +31,7 @@ from services.common.errors import AlreadyExists, HmiError, NotFound
 from services.common.local_encoder_format import Form
 from services.common.ngram_counts import NgramCounts
 from services.executor.construct.local_file import save_local
+from services.executor.construct.run import unsplit_digest
 from services.executor.construct.student import start
 from services.executor.models.encoder import load_base
 from tests.executor.training import tiny_base
@@ -245,7 +246,8 @@ def test_a_corpus_that_no_encoder_can_learn_from_is_named_as_it_was_typed(
     base_dir = tiny_base(tmp_path / "base", "bert")
     base = load_base(base_dir, dtype=torch.float32, device="cpu")
     encoder = tmp_path / "local_encoder.safetensors"
-    save_local(encoder, start(base, 1), split=1, form=Form.CENTRE, unsplit_digest="0" * 64)
+    digest = unsplit_digest(base_dir)
+    save_local(encoder, start(base, 1), split=1, form=Form.CENTRE, unsplit_digest=digest)
     gateway.encoder_sha256 = sha256(encoder.read_bytes())
     corpus = tmp_path / "a.txt"
     corpus.write_bytes(b"the cat \xff")

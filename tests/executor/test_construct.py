@@ -242,3 +242,13 @@ def test_a_domain_adapts_what_its_parent_has(finished: DistillOptions, tmp_path:
     ]
     assert files[0] == files[1]
     assert parent.read_bytes() != adapted.read_bytes()
+
+
+def test_an_encoder_of_another_base_is_not_adapted(
+    finished: DistillOptions, tmp_path: Path
+) -> None:
+    other = tiny.write_base(tmp_path / "other", seed=1)
+    options = AdaptOptions(other, finished.out / FILE_NAME, finished.corpus, tmp_path / "out")
+    with pytest.raises(InvalidArgument) as refusal:
+        adapt(options)
+    assert refusal.value.field == "base_dir"

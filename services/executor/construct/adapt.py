@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.common.errors import InvalidArgument
 from services.common.local_encoder_format import FILE_NAME, Form
 from services.executor.construct.distill import Schedule
 from services.executor.construct.local_file import read_local
 from services.executor.construct.progress import Watcher
-from services.executor.construct.run import DistillOptions, run
+from services.executor.construct.run import DistillOptions, run, unsplit_digest
 
 # An encoder that is good already is moved gently: a quarter of stage 1's rate.
 _LEARNING_RATE = 1e-4
@@ -50,9 +51,12 @@ def adapt(options: AdaptOptions, watcher: Watcher | None = None) -> Path:
         The new `local_encoder.safetensors`.
 
     Raises:
-        InvalidArgument, FailedPrecondition: As `run`; the parent is no local encoder.
+        InvalidArgument, FailedPrecondition: As `run`; the parent is no local encoder, or of another
+            base.
     """
     _, metadata = read_local(options.parent)
+    if metadata.get("unsplit_digest") != unsplit_digest(options.base_dir):
+        raise InvalidArgument("base_dir", f"is not the base that {options.parent} was made for")
     run(
         DistillOptions(
             base_dir=options.base_dir,
