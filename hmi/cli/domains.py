@@ -82,6 +82,10 @@ def create(
     check_files(files)
     if adapt and not files:
         raise InvalidArgument("--adapt needs a --corpus", field="corpus")
+    for field, given in (("parent_encoder", parent_encoder), ("adapt_out", adapt_out)):
+        if given and not adapt:
+            option = field.replace("_", "-")
+            raise InvalidArgument(f"--{option} is for --adapt, which is not given", field=field)
     miss_policy, byte_budget = as_policy(policy), as_bytes(budget)
     with session.client() as client:
         of = _split_base(client, base)

@@ -226,6 +226,8 @@ def test_a_corpus_becomes_a_domain_and_its_table_is_waited_for(
         (["create", "x", "--policy", "guess"], "backoff or compute"),
         (["create", "x", "--adapt"], "needs a --corpus"),
         (["create", "x", "--adapt", "--corpus", __file__], "--parent-encoder"),
+        (["create", "x", "--parent-encoder", __file__], "--parent-encoder is for --adapt"),
+        (["create", "x", "--adapt-out", "here"], "--adapt-out is for --adapt"),
         (["stats", "nowhere"], "no domain 'nowhere'"),
         (["set", "news", "--alpha", "1.5"], "--alpha"),
     ],

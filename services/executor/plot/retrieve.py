@@ -17,6 +17,7 @@ from torch import Tensor
 from services.common import ngrams
 from services.common.errors import Internal
 from services.common.ngrams import IntArray
+from services.common.sorted_keys import contains
 from services.executor.plot.cache import RowCaches
 from services.executor.plot.index import ABSENT
 from services.executor.plot.lookup import Group, locate
@@ -131,7 +132,7 @@ class Retriever:
         host_rows = rows.cpu().numpy()
         on_device = rows.to(staging.device)
         for miss, keys in zip(misses, wanted, strict=True):
-            is_wanted = np.isin(miss.keys, keys)
+            is_wanted = contains(keys, miss.keys)
             numbers = np.searchsorted(distinct, miss.keys[is_wanted])
             staging.put_rows(on_device, numbers, miss.places[is_wanted])
             picked = host_rows[np.searchsorted(distinct, keys)]
