@@ -5,7 +5,7 @@ VENV ?= .venv
 # A CPU build of torch where the default index serves a CUDA one: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
-# Processes of the tests, be there two cores or one: half of their time they wait for servers. 0: in one, for a debugger.
+# Processes of the tests: they fill two cores. 0: in one, for a debugger.
 TEST_JOBS ?= 2
 READY := $(VENV)/.ready
 BENCH_TEXTS := $(VENV)/.bench-texts
