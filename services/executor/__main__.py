@@ -93,7 +93,7 @@ class Process:
             self.follower,
             self.files,
             directory=settings.cache_dir / "bases",
-            load=Loader(settings, self.files, on_change=self.executor.dispatcher.wake).load,
+            load=Loader(settings, self.files, self.executor.dispatcher.wake, options.reach).load,
             announce=self.registration.announce,
         )
 

@@ -18,7 +18,8 @@ _OF_WORK = (
     "before_complete",
     "after_complete",
 )
-POINTS = (*_OF_ITEMS, *_OF_WORK)
+_OF_TABLES = ("before_swap", "after_swap")
+POINTS = (*_OF_ITEMS, *_OF_WORK, *_OF_TABLES)
 
 
 def arm(plan: str) -> Reach:

@@ -33,6 +33,7 @@ from services.executor.construct.local_file import load_local
 from services.executor.device import dtype_name, pick_device, pick_dtype
 from services.executor.engine.interfaces import LoadedBase
 from services.executor.engine.tables import LoadedSplit
+from services.executor.failpoints import Reach, off
 from services.executor.heads import BatchHeads
 from services.executor.models.encoder import Encoder, load_base
 from services.executor.models.local_encoder import LocalEncoder
@@ -120,14 +121,20 @@ class Loader:
         settings: Device, type and memory.
         files: Where versions' and tables' blobs come from.
         on_change: Called from any thread after a load has ended, well or not.
+        reach: Called at the failpoints.
     """
 
     def __init__(
-        self, settings: ExecutorSettings, files: BlobFiles, on_change: Callable[[], None]
+        self,
+        settings: ExecutorSettings,
+        files: BlobFiles,
+        on_change: Callable[[], None],
+        reach: Reach = off,
     ) -> None:
         self._settings = settings
         self._blobs = BlobReader(files)
         self._on_change = on_change
+        self._reach = reach
         self._device = pick_device(settings.device)
         self._dtype = pick_dtype(settings.dtype, self._device)
         self._uppers: dict[str, _Upper] = {}  # by unsplit digest
@@ -220,6 +227,7 @@ class Loader:
             tier=HotTier(settings.hot_table_bytes, self._device),
             on_change=self._on_change,
             name=base.name,
+            reach=self._reach,
         )
         caches = RowCaches(
             row_shape,

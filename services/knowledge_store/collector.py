@@ -11,6 +11,7 @@ import logging
 import time
 
 from services.common.errors import Unavailable
+from services.common.failpoints import Reach, off
 from services.knowledge_store import metrics
 from services.knowledge_store.blobs import BlobDirectory, now
 from services.knowledge_store.domains.holding import Manifests, domain_blobs
@@ -26,6 +27,9 @@ class Collector:
     A blob goes when, for `grace_s` seconds on end, no base, version, domain or lease held it and
     nobody asked for it. The time begins anew with the process, since leases name their blobs again
     only after a restart.
+
+    Args:
+        reach: Called at the failpoints.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Collector:
         interval_s: float,
         grace_s: float,
         upload_age_s: float,
+        reach: Reach = off,
     ) -> None:
         self._database = database
         self._blobs = blobs
@@ -45,6 +50,7 @@ class Collector:
         self._interval_s = interval_s
         self._grace_s = grace_s
         self._upload_age_s = upload_age_s
+        self._reach = reach
         # sha256 -> monotonic time since when every sweep found it unheld.
         self._unheld_since: dict[str, float] = {}
 
@@ -85,7 +91,11 @@ class Collector:
         async with self._database.unchanging():
             if sha256 in self._leases.held_blobs():
                 return False
-            return await self._blobs.delete(sha256, unused_since=now() - self._grace_s)
+            self._reach("before_delete", 1)
+            is_deleted = await self._blobs.delete(sha256, unused_since=now() - self._grace_s)
+            if is_deleted:
+                self._reach("after_delete", 1)
+            return is_deleted
 
     async def _referenced(self) -> set[str]:
         """sha256 of every blob of a base, a version or a domain."""

@@ -90,7 +90,7 @@ class StoreSettings(ServiceSettings):
         10.0, gt=0, description="Time between writes of the n-gram counts to disk."
     )
     store_failpoints: str = Field(
-        "", description="Test facility, see services/common/failpoints.py. Empty: off."
+        "", description="Test facility, see services/knowledge_store/failpoints.py. Empty: off."
     )
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from services.knowledge_store.collector import Collector
 from services.knowledge_store.config import StoreSettings
 from services.knowledge_store.domains.forest import Forest
 from services.knowledge_store.embedded import EmbeddedValkey
+from services.knowledge_store.failpoints import Reach, arm
 from services.knowledge_store.frequency import Frequencies
 from services.knowledge_store.frequency.snapshots import Snapshots
 from services.knowledge_store.leases import Leases
@@ -58,6 +59,7 @@ async def running_store(settings: StoreSettings) -> AsyncIterator[RunningServer]
         RequestInterceptor("knowledge_store"),
         ServiceTokenInterceptor(settings.service_token.get_secret_value()),
     ]
+    reach = arm(settings.store_failpoints)
     async with AsyncExitStack() as stack:
         database = await _database(settings, stack)
         blobs = BlobDirectory(settings.data_dir, max_blob_bytes=settings.max_blob_bytes)
@@ -70,14 +72,14 @@ async def running_store(settings: StoreSettings) -> AsyncIterator[RunningServer]
             max_keys=settings.counts_keys, max_total_keys=settings.counts_total_keys,
             state=snapshots.load(),
         )  # fmt: skip
-        parts = _parts(settings, database, blobs, frequencies)
+        parts = _parts(settings, database, blobs, frequencies, reach)
         if admin_key := settings.admin_key.get_secret_value():
             await parts.tenants.set_admin_key(hashlib.sha256(admin_key.encode()).digest())
         await parts.leases.load()
         await parts.forest.observing.load()
         collector = Collector(
             database, blobs, parts.leases, interval_s=settings.gc_interval_s,
-            grace_s=settings.gc_grace_s, upload_age_s=settings.upload_age_s,
+            grace_s=settings.gc_grace_s, upload_age_s=settings.upload_age_s, reach=reach,
         )  # fmt: skip
         runs = (parts.watches.run, parts.leases.run, parts.forest.updates.run, collector.run)
         for work in (*runs, partial(snapshots.run, frequencies)):
@@ -111,10 +113,14 @@ async def _database(settings: StoreSettings, stack: AsyncExitStack) -> Database:
 
 
 def _parts(
-    settings: StoreSettings, database: Database, blobs: BlobDirectory, frequencies: Frequencies
+    settings: StoreSettings,
+    database: Database,
+    blobs: BlobDirectory,
+    frequencies: Frequencies,
+    reach: Reach,
 ) -> Parts:
     ttl_s = settings.request_id_ttl_s
-    forest = Forest.build(settings, database, blobs, frequencies)
+    forest = Forest.build(settings, database, blobs, frequencies, reach)
     return Parts(
         tenants=Tenants(database, request_id_ttl_s=ttl_s),
         bases=Bases(database, blobs.sizes, forest.roots),

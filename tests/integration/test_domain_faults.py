@@ -16,7 +16,7 @@ import pytest
 
 from hmi.errors import FailedPrecondition, ResourceExhausted
 from services.executor.failpoints import POINTS as EXECUTOR_POINTS
-from services.knowledge_store.domains.work import FAILPOINTS as STORE_POINTS
+from services.knowledge_store.failpoints import POINTS as STORE_POINTS
 from tests.integration.cluster import Process, until
 from tests.integration.domain_stack import (
     BASE,

@@ -16,7 +16,7 @@ from hmi.knowledge.v1 import knowledge_pb2 as pb
 from services.common.errors import ResourceExhausted
 from services.common.failpoints import EXIT_STATUS
 from services.knowledge_store.domains.key_blobs import KeyBlobs
-from services.knowledge_store.domains.work import FAILPOINTS
+from services.knowledge_store.failpoints import OF_UPDATES
 from tests.knowledge_store.domain_worlds import (
     add_split_base,
     complete,
@@ -101,7 +101,7 @@ async def update_and_work(store: Store, base: rpb.Base) -> None:
     await do_all_work(store, base)
 
 
-@pytest.mark.parametrize("point", FAILPOINTS)
+@pytest.mark.parametrize("point", OF_UPDATES)
 async def test_a_store_killed_at_a_step_ends_the_update_after_its_restart(
     grown: Grown, tmp_path: Path, point: str
 ) -> None:

@@ -24,6 +24,7 @@ from services.common.errors import (
     Unavailable,
 )
 from services.executor.adapters.metrics import DEVICE_BYTES
+from services.executor.failpoints import Reach, off
 from services.executor.plot import metrics
 from services.executor.plot.coalesce import Coalesced
 from services.executor.plot.index import KEY_BYTES
@@ -74,6 +75,7 @@ class TableStore:
         idle_s: A version that no batch used for so long is dropped when hot rows are next chosen.
         on_change: Called from a loading thread after a load has ended, well or not.
         name: The base, in metrics.
+        reach: Called at the failpoints.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class TableStore:
         idle_s: float = 300.0,
         on_change: Callable[[], None] | None = None,
         name: str = "",
+        reach: Reach = off,
     ) -> None:
         self._loader = loader
         self._host_bytes = host_bytes
@@ -92,6 +95,7 @@ class TableStore:
         self._idle_s = idle_s
         self._on_change = on_change or (lambda: None)
         self._name = name
+        self._reach = reach
         self._lock = threading.Lock()
         self._choosing = threading.Lock()
         self._loaded = LoadedTables()
@@ -206,7 +210,10 @@ class TableStore:
         started = time.perf_counter()
         is_new = False
         try:
-            is_new = self._publish(version, self._make(version))
+            table = self._make(version)
+            self._reach("before_swap", 1)
+            is_new = self._publish(version, table)
+            self._reach("after_swap", 1)
         except HmiError as error:
             self._fail(version, error)
         except Exception:  # a defect of ours must not leave who waits without an answer

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.common.failpoints import Reach, arm
+from services.common.failpoints import Reach
 from services.knowledge_store.blobs import BlobDirectory
 from services.knowledge_store.config import StoreSettings
 from services.knowledge_store.domains.key_blobs import KeyBlobs
@@ -19,7 +19,7 @@ from services.knowledge_store.domains.repairs import Repairs
 from services.knowledge_store.domains.roots import Roots
 from services.knowledge_store.domains.statistics import Statistics
 from services.knowledge_store.domains.updates import Updates
-from services.knowledge_store.domains.work import FAILPOINTS, Work
+from services.knowledge_store.domains.work import Work
 from services.knowledge_store.frequency import Frequencies
 from services.knowledge_store.metadata.database import Database
 from services.knowledge_store.tree import ChangeRules
@@ -43,14 +43,10 @@ class Forest:
         database: Database,
         blobs: BlobDirectory,
         frequencies: Frequencies,
+        reach: Reach,
     ) -> Forest:
-        """The parts on one database, blob directory and frequencies.
-
-        Raises:
-            ValueError: The settings name failpoints that there are none of.
-        """
+        """The parts on one database, blob directory and frequencies."""
         options = _options(settings)
-        reach: Reach = arm(settings.store_failpoints, FAILPOINTS)
         ttl_s = settings.request_id_ttl_s
         key_blobs = KeyBlobs(blobs)
         planner = Planner(database, key_blobs, blobs.sizes, frequencies, options)

@@ -46,8 +46,6 @@ from services.knowledge_store.metadata.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
-FAILPOINTS = ("after_plan", "after_lease", "after_written", "before_commit", "after_commit")
-
 _MAX_ID_CHARACTERS = 128
 _MAX_SEGMENTS = 64
 
