@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from services.common.base_config import Activation
 from services.executor.models import packed
+from services.executor.models.encoder import ACTIVATIONS
 from services.executor.models.packed import RULE, Kind, PackedLinear, Product, pack
 from services.executor.models.weights import Linear
 
@@ -28,12 +30,21 @@ def cancelling(outputs: int, inputs: int, dtype: torch.dtype) -> tuple[Linear, T
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("outputs", "inputs"), [(384, 1536), (1152, 384), (12, 384), (32, 64)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "activation"),
+    [
+        (384, 1536, None),
+        (1152, 384, None),
+        (1536, 384, Activation.GELU),
+        (12, 384, None),
+        (32, 64, Activation.SILU),
+    ],
+)
 def test_a_row_has_the_same_bits_in_any_company(
-    dtype: torch.dtype, outputs: int, inputs: int
+    dtype: torch.dtype, outputs: int, inputs: int, activation: Activation | None
 ) -> None:
     linear, x = cancelling(outputs, inputs, dtype)
-    product = Product(linear)
+    product = Product(linear, activation)
     expected = torch.cat([product(part) for part in torch.split(x, RULE)])
 
     @settings(max_examples=25, deadline=None, database=None, derandomize=True)
@@ -56,6 +67,21 @@ def test_a_product_is_the_linear_map(dtype: torch.dtype) -> None:
     expected = x.to(dtype).double() @ linear.weight.double().T + linear.bias.double()
     error = (Product(linear)(x.to(dtype)).double() - expected).abs().max()
     assert error < 300 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", list(Activation))
+def test_an_activation_follows_the_product(dtype: torch.dtype, activation: Activation) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (
+        torch.randn(shape, generator=generator) for shape in ((96, 80), 96, (50, 80))
+    )
+    linear = Linear(weight.to(dtype) / 9, bias.to(dtype))
+    expected = ACTIVATIONS[activation](
+        x.to(dtype).double() @ linear.weight.double().T + linear.bias
+    )
+    error = (Product(linear, activation)(x.to(dtype)).double() - expected).abs().max()
+    assert error < 40 * torch.finfo(dtype).eps
 
 
 def test_packing_changes_no_product_and_holds_its_weight_once() -> None:
@@ -90,7 +116,7 @@ def test_another_order_of_summation_is_seen_and_rows_go_by_the_rule(
     packed._pieces.cache_clear()
     packed.sums_alike.cache_clear()
     try:
-        kind = Kind(16, 64, torch.float32, is_packed=False)
+        kind = Kind(16, 64, torch.float32, is_packed=False, activation=None)
         assert packed.sums_alike(kind, 96, 1)
         assert not packed.sums_alike(kind, 128, 1)
         linear, x = cancelling(16, 64, torch.float32)

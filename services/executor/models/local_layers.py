@@ -7,8 +7,6 @@ Knows one tile of n-grams; does not know keys, the tiles beside it, or gradients
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,16 +20,6 @@ from services.executor.models.weights import Embeddings, Layer, Linear, Norm
 SLOTS = 3
 _CENTRE = 1
 _VECTOR = 32  # numbers in the widest vector register, of the shortest type
-_ROWS = 192
-
-
-# In place: what they change is theirs alone.
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    Activation.GELU: torch.ops.aten.gelu_,
-    Activation.GELU_TANH: partial(torch.ops.aten.gelu_, approximate="tanh"),
-    Activation.RELU: torch.relu_,
-    Activation.SILU: torch.ops.aten.silu_,
-}
 
 
 class _Parts(NamedTuple):
@@ -46,7 +34,7 @@ class _Parts(NamedTuple):
     ffn_norm: Norm
 
     @classmethod
-    def of(cls, layer: Layer, *, is_centre_alone: bool) -> _Parts:
+    def of(cls, layer: Layer, activation: Activation, *, is_centre_alone: bool) -> _Parts:
         query, key_value = None, layer.qkv
         if is_centre_alone:
             width = len(layer.qkv.bias) // 3
@@ -58,7 +46,7 @@ class _Parts(NamedTuple):
             Product(key_value),
             Product(layer.attention_output),
             layer.attention_norm,
-            Product(layer.ffn_input),
+            Product(layer.ffn_input, activation),
             Product(layer.ffn_output),
             layer.ffn_norm,
         )
@@ -90,7 +78,7 @@ class LocalLayers:
     ) -> None:
         last = len(layers) - 1
         self._layers = [
-            _Parts.of(layer, is_centre_alone=is_centre and index == last)
+            _Parts.of(layer, config.activation, is_centre_alone=is_centre and index == last)
             for index, layer in enumerate(layers)
         ]
         self._words, self._embedding_norm = embeddings.words, embeddings.norm
@@ -103,7 +91,6 @@ class LocalLayers:
         self._gate = Product(
             Linear(gate.weight.expand(_VECTOR, -1).contiguous(), gate.bias.expand(_VECTOR))
         )
-        self._activate = _ACTIVATIONS[config.activation]
         self._is_centre = is_centre
         self._num_heads, self._head_size = config.num_heads, config.head_size
         self._width = config.hidden_size
@@ -148,11 +135,7 @@ class LocalLayers:
         key, value = seen[..., -2 * width :].chunk(2, dim=-1)
         context = self._attend(query, key, value, mask, products[: len(query)])
         x = parts.attention_norm(parts.attention_output(context).add_(asked))
-        # Piece by piece, so that the activation finds in the cache what the product left there;
-        # one map after the other, so that each one's weights stay in it.
-        inner = [self._activate(parts.ffn_input(some)) for some in torch.split(x, _ROWS)]
-        outer = torch.cat([parts.ffn_output(some) for some in inner])
-        return parts.ffn_norm(outer.add_(x))
+        return parts.ffn_norm(parts.ffn_output(parts.ffn_input(x)).add_(x))
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, products: Tensor

@@ -1,18 +1,20 @@
 """Linear maps on a CPU: weights laid out once, and rows with the same bits in whatever company.
 
-Knows one product; does not know layers, nor what its rows mean.
+Knows one product and the activation that may follow it; does not know layers, nor what rows mean.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from services.common.base_config import Activation
 from services.executor.models.weights import Linear
 
 # Kernels for other numbers of rows may sum in another order, and so round otherwise. Products of
@@ -20,16 +22,40 @@ from services.executor.models.weights import Linear
 RULE = 64
 _PIECE = 192  # rows to try next where so many sum otherwise; more of them gain little
 
+# What oneDNN calls them, and its algorithm.
+_AFTER_PRODUCT: dict[Activation | None, tuple[str, str]] = {
+    None: ("none", ""),
+    Activation.GELU: ("gelu", "none"),
+    Activation.GELU_TANH: ("gelu", "tanh"),
+    Activation.RELU: ("relu", ""),
+    Activation.SILU: ("swish", ""),
+}
+# In place: a product is nobody else's.
+_IN_PLACE: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.GELU: torch.ops.aten.gelu_,
+    Activation.GELU_TANH: partial(torch.ops.aten.gelu_, approximate="tanh"),
+    Activation.RELU: torch.relu_,
+    Activation.SILU: torch.ops.aten.silu_,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear(Linear):
     """A linear map whose `weight` lies as oneDNN multiplies it: opaque, but for its shape.
 
     The map it was made of, but for rounding. For inference alone: it has no gradient.
+
+    Attributes:
+        activation: Follows inside the product, before anything is rounded.
     """
 
+    activation: Activation | None = None
+
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        name, algorithm = _AFTER_PRODUCT[self.activation]
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, name, [], algorithm
+        )
         return y
 
 
@@ -61,16 +87,22 @@ class Kind(NamedTuple):
     inputs: int
     dtype: torch.dtype
     is_packed: bool
+    activation: Activation | None
 
 
 class Product:
-    """A linear map of `[rows, inputs]` on a CPU. For inference; may be called from any thread."""
+    """A linear map of `[rows, inputs]` on a CPU. For inference; may be called from any thread.
 
-    def __init__(self, linear: Linear) -> None:
-        self._multiply = pack(linear)
+    Args:
+        activation: What follows it.
+    """
+
+    def __init__(self, linear: Linear, activation: Activation | None = None) -> None:
+        packed = pack(linear)
         outputs, inputs = linear.weight.shape
-        is_packed = isinstance(self._multiply, PackedLinear)
-        self._kind = Kind(outputs, inputs, linear.weight.dtype, is_packed)
+        is_packed = isinstance(packed, PackedLinear)
+        self._kind = Kind(outputs, inputs, linear.weight.dtype, is_packed, activation)
+        self._multiply = _followed(packed, activation)
 
     def __call__(self, x: Tensor) -> Tensor:
         """`[rows, outputs]`; a row of it depends on the same row of `x` alone, to the bit."""
@@ -81,6 +113,16 @@ class Product:
         filled = F.pad(x, (0, 0, 0, num_missing)) if num_missing else x
         parts = [self._multiply(part) for part in torch.split(filled, pieces)]
         return torch.cat(parts)[: len(x)]
+
+
+def _followed(linear: Linear, activation: Activation | None) -> Callable[[Tensor], Tensor]:
+    """The map and its activation."""
+    if activation is None:
+        return linear
+    if isinstance(linear, PackedLinear):
+        return replace(linear, activation=activation)
+    follow = _IN_PLACE[activation]
+    return lambda x: follow(linear(x))
 
 
 @cache
@@ -115,7 +157,7 @@ def sums_alike(kind: Kind, num_rows: int, num_threads: int) -> bool:
         return torch.cat([values, sign * values, odd], dim=1)[:, order].contiguous()
 
     linear = Linear(twice(kind.outputs, 1), torch.zeros(kind.outputs, dtype=kind.dtype))
-    multiply = pack(linear) if kind.is_packed else linear
+    multiply = _followed(pack(linear) if kind.is_packed else linear, kind.activation)
     x = twice(-(-num_rows // RULE) * RULE, -1)
     by_rule = torch.cat([multiply(part) for part in torch.split(x, RULE)])[:num_rows]
     return torch.equal(multiply(x[:num_rows]), by_rule)
