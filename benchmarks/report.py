@@ -129,18 +129,13 @@ def median(samples: Sequence[float], *, seed: int = 0) -> Estimate:
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The ratio of two medians and its bootstrap 95 % interval.
+    """The median of the turns' ratios and its bootstrap 95 % interval.
 
-    The samples of `alternate` are pairs, taken one after the other: pairs are drawn, so that what
-    slowed a whole repeat down weighs on both sides.
+    The samples of `alternate` are pairs, taken one after the other: what slowed a whole turn down
+    weighs on both sides, and so cancels. (Two medians may come from turns of different speed.)
     """
-    chance = random.Random(seed)
-    pairs = list(zip(numerator, denominator, strict=True))
-    ratios = []
-    for _ in range(RESAMPLES):
-        above, below = zip(*chance.choices(pairs, k=len(pairs)), strict=True)
-        ratios.append(statistics.median(above) / statistics.median(below))
-    return _percentiles(statistics.median(numerator) / statistics.median(denominator), ratios)
+    pairs = zip(numerator, denominator, strict=True)
+    return median([above / below for above, below in pairs], seed=seed)
 
 
 def _percentiles(value: float, resampled: list[float]) -> Estimate:
