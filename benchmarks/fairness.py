@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +51,21 @@ class Tenant:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: the quiet load's report, what was answered a second, and a full batch's time."""
+    """One run.
+
+    Attributes:
+        rate: Answers a second to all.
+        batch_ms: A full batch's time.
+        busy: Batches that the executor computed at once, on the mean: what throughput owes to the
+            queue, whatever the machine's speed at that moment.
+        batch_tokens: Tokens of a batch.
+    """
 
     quiet: LoadReport
     rate: float
     batch_ms: float
+    busy: float
+    batch_tokens: float
 
 
 def make_tenant(stack: LocalStack, name: str, num_models: int, seed: int) -> Tenant:
@@ -112,20 +123,21 @@ class Mix:
         )
 
     def _run(self, quiet: LoadSpec, floods: list[LoadSpec]) -> Outcome:
-        before = _sums(self._metrics_url)
+        began, before = time.monotonic(), _sums(self._metrics_url)
         flooding = [start_load(flood) for flood in floods]
         report = run_load(quiet)
         rate = report.rate + sum(flood.result().rate for flood in flooding)
-        after = _sums(self._metrics_url)
-        seconds, tokens = (after[name] - before[name] for name in _SUMS)
-        return Outcome(report, rate, seconds / tokens * BATCH_TOKENS * 1e3)
+        wall, after = time.monotonic() - began, _sums(self._metrics_url)
+        seconds, tokens, batches = (after[name] - before[name] for name in _SUMS)
+        batch_ms = seconds / tokens * BATCH_TOKENS * 1e3
+        return Outcome(report, rate, batch_ms, seconds / wall, tokens / batches)
 
 
-_SUMS = ("hmi_step_seconds_sum", "hmi_batch_tokens_sum")
+_SUMS = ("hmi_step_seconds_sum", "hmi_batch_tokens_sum", "hmi_batch_tokens_count")
 
 
 def _sums(url: str) -> Mapping[str, float]:
-    """Seconds of all batches so far, and their tokens."""
+    """Seconds of all batches so far, their tokens, and how many they were."""
     with urlopen(url) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     samples = [sample for family in families for sample in family.samples]
@@ -153,6 +165,9 @@ def measure(report: Report, mix: Mix, kind: str, repeats: int) -> None:
     report.add(f"{kind}: quiet tenant's requests answered", median(served), "", Goal(">=", 1.0))
     throughput = ratio([run.rate for run in runs["fair"]], [run.rate for run in runs["unfair"]])
     report.add(f"{kind}: throughput / unfair queue's", throughput, "", Goal(">=", 0.95))
+    for what, of in (("time in batches", "busy"), ("tokens of a batch", "batch_tokens")):
+        fair, unfair = ([getattr(run, of) for run in runs[name]] for name in ("fair", "unfair"))
+        report.add(f"{kind}: {what} / unfair queue's", ratio(fair, unfair), "")
     num_samples = sum(run.quiet.num_answers for run in runs["fair"])
     report.note(f"{kind}: {repeats} turns, {num_samples} of the quiet tenant's requests in all")
 

@@ -61,7 +61,8 @@ class Bottlenecks:
         arena: Arena, slots: Sequence[Slot], segments: Segments, site: Site, hidden: int
     ) -> Bottlenecks | None:
         """The site's bottlenecks, or None if no row has one."""
-        has = [Table(DOWN, site) in slot.tables for slot in slots]
+        table = Table(DOWN, site)
+        has = [table in slot.tables for slot in slots]
         if not any(has):
             return None
         return Bottlenecks(arena, slots, RowGroup(segments, has), site, hidden)

@@ -52,10 +52,10 @@ class LowRank:
         rank = 0
         for part in range(num_parts):
             a, b = (
-                numbers_of([slot.tables.get(Table(kind, site, part)) for slot in chosen], each)
-                for kind, each in (
-                    (LORA_A, arena.rows_of(width_in)),
-                    (LORA_B, arena.rows_of(width_out)),
+                numbers_of([slot.tables.get(table) for slot in chosen], each)
+                for table, each in (
+                    (Table(LORA_A, site, part), arena.rows_of(width_in)),
+                    (Table(LORA_B, site, part), arena.rows_of(width_out)),
                 )
             )
             if a is None or b is None:

@@ -60,9 +60,10 @@ class BatchHeads:
             if logits:
                 picked = inputs.index_select(0, _index([p for p, _ in logits], inputs.device))
                 rows = [row for _, row in logits]
-                scores = self._dense([slots[row] for row in rows], picked[:, None])
+                scores = self._dense([slots[row] for row in rows], picked[:, None])[:, 0]
                 outputs |= {
-                    row: scores[i, 0, : slots[row].head.num_outputs] for i, row in enumerate(rows)
+                    row: own[: slots[row].head.num_outputs]
+                    for row, own in zip(rows, scores.unbind(), strict=True)
                 }
         if by_token:
             group = RowGroup(segments, [slot.head.reads is Reads.TOKENS for slot in slots])
@@ -118,9 +119,10 @@ class BatchHeads:
     def _layer(self, slots: Sequence[Slot], depths: Sequence[int], x: Tensor, width: int) -> Tensor:
         """`W x + b` of each row's layer: float32 `[rows, len, width]`."""
         hidden = x.shape[-1]
-        pairs = list(zip(slots, depths, strict=True))
-        weights = [slot.tables[Table(HEAD, "", depth)] for slot, depth in pairs]
-        biases = [slot.tables.get(Table(HEAD_BIAS, "", depth)) for slot, depth in pairs]
+        names = {d: (Table(HEAD, "", d), Table(HEAD_BIAS, "", d)) for d in set(depths)}
+        pairs = [(slot.tables, *names[depth]) for slot, depth in zip(slots, depths, strict=True)]
+        weights = [tables[weight] for tables, weight, _ in pairs]
+        biases = [tables.get(bias) for tables, _, bias in pairs]
         weight = gather(self._arena, weights, hidden)
         if weight is None:
             raise LookupError(HEAD)  # packing writes every layer that a head has
