@@ -145,7 +145,7 @@ def _sums(url: str) -> Mapping[str, float]:
 
 
 def measure(report: Report, mix: Mix, kind: str, repeats: int) -> None:
-    """One kind of flood: alone, fair and unfair in turns, each turn beginning with another."""
+    """One kind of flood: alone, fair and unfair in turns."""
     subjects = {"alone": mix.alone, "fair": mix.fair, "unfair": mix.unfair}
     runs = alternate(subjects, repeats=repeats, warmup=1)
     p99 = {name: [run.quiet.percentile_ms(99) for run in of] for name, of in runs.items()}

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -93,15 +95,18 @@ def test_a_ratio_of_paired_samples_ignores_what_slows_both() -> None:
 def test_subjects_take_turns_and_warm_up_uncounted() -> None:
     order: list[str] = []
 
-    def subject(name: str, seconds: float) -> float:
+    def subject(name: str) -> float:
         order.append(name)
-        return seconds
+        return float(ord(name))
 
     samples = report.alternate(
-        {"a": lambda: subject("a", 1.0), "b": lambda: subject("b", 2.0)}, repeats=7, warmup=1
+        {name: partial(subject, name) for name in "abc"}, repeats=20, warmup=1
     )
-    assert samples == {"a": [1.0] * 7, "b": [2.0] * 7}
-    assert order[:4] == ["a", "b", "b", "a"]
+    assert samples == {name: [float(ord(name))] * 20 for name in "abc"}
+    turns = [order[start : start + 3] for start in range(0, len(order), 3)]
+    assert {*map(frozenset, turns)} == {frozenset("abc")}
+    # Each has followed each other one.
+    assert len({(first, second) for turn in turns for first, second in pairwise(turn)}) == 6
 
 
 def test_too_few_repeats_are_refused() -> None:
